@@ -22,11 +22,11 @@ def hcnn(
     "The paper's HCNN (Table 1): 361,727 parameters"
     return FaceNet(n_hidden=len(EXPRESSIONS), n_out=len(EXPRESSIONS), dropout=dropout)
 
-# %% ../notebooks/32_hcnn.ipynb #d2ac379f
+# %% ../notebooks/32_hcnn.ipynb #9c312013
 @dataclass(frozen=True)
 class Preset:
     "Arguments of a training; a stage is (picture side in px, epochs)"
-    stages:tuple=((48,7),(64,8)) # progressive resizing: the tower is fully convolutional
+    stages:tuple=((48,8),(64,10)) # progressive resizing: the tower is fully convolutional
     lr:float=4e-3 # peak rate of one-cycle, or the first rate of the step schedule
     batch:int=64
     schedule:str='one-cycle' # or 'step': divided by 10 every 10 epochs (paper)

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# %% ../notebooks/02_pictures.ipynb #467272d1
+# %% ../notebooks/02_pictures.ipynb #575be0bf
 class PictureError(ValueError):
     "A picture that cannot be used; the message names it and the remedy"
     def __init__(self,
-        name:str,   # the file, or a description where there is none
-        why:str,    # what is wrong with it
-        remedy:str, # what the person can do
+        name:str,       # the file, or a description where there is none; or the whole message
+        why:str='',     # what is wrong with it
+        remedy:str='',  # what the person can do
     ):
-        super().__init__(f'{name}: {why}; {remedy}')
+        super().__init__(name + (f': {why}' if why else '') + (f'; {remedy}' if remedy else ''))
         self.name,self.why,self.remedy = name,why,remedy
 
 # %% ../notebooks/02_pictures.ipynb #1f358640
