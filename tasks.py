@@ -27,9 +27,9 @@ def environ(**kw):
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get('PYTHONPATH')) if p)
     return dict(os.environ, PYTHONPATH=path, PYTHONUNBUFFERED='1', **kw)
 
-def call(*args, **kw):
+def call(*args, env=None):
     "Run a command in the repository, ending with its exit status when it fails"
-    r = subprocess.call([str(a) for a in args], cwd=str(ROOT), env=kw.get('env') or environ())
+    r = subprocess.call([str(a) for a in args], cwd=str(ROOT), env=env or environ())
     if r: sys.exit(r if r>0 else 1)
 
 # environment
@@ -57,7 +57,7 @@ def _apt(packages, why):
         quiet = dict(stdout=subprocess.DEVNULL, env=dict(os.environ, DEBIAN_FRONTEND='noninteractive'))
         if subprocess.call(['apt-get','install','-y','--no-install-recommends',*packages], stderr=subprocess.DEVNULL, **quiet)==0: return True
         if subprocess.call(['apt-get','update'], **quiet)==0 and subprocess.call(['apt-get','install','-y','--no-install-recommends',*packages], **quiet)==0: return True
-    say('Missing on this computer: {}. Please type: sudo {}   (other systems: the packages of the same libraries)'.format(why, line))
+    say('Missing on this computer: {}. Please type: sudo {}   (without apt: the packages of your system that hold the same)'.format(why, line))
     return False
 
 def _stamp(): return '{}\n{}\n'.format(hashlib.sha256((ROOT/'pyproject.toml').read_bytes()).hexdigest(), ROOT)

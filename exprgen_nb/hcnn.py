@@ -68,7 +68,7 @@ def class_weights(
     f = np.maximum(shares.mean(0), 1e-4); w = f**-power
     return (w/(w*f).sum()*f.sum()).astype(np.float32)
 
-# %% ../notebooks/32_hcnn.ipynb #c7385522
+# %% ../notebooks/32_hcnn.ipynb #a8cc625e
 def _callbacks(p, folder, every):
     from fastai.callback.core import Callback
     from fastai.callback.channelslast import ChannelsLast
@@ -116,7 +116,7 @@ def fit_stages(
         with learn.no_logging() if not progress else _nothing():
             if p.schedule=='one-cycle': learn.fit_one_cycle(epochs, p.lr*(1 if k==0 else .6), pct_start=.3 if k==0 else .15, start_epoch=done)
             else: learn.fit(epochs, p.lr, start_epoch=done, cbs=_drop_rate(p.lr))
-        history += [list(map(float, v)) for v in learn.recorder.values]
+        history += [list(map(float, v)) for v in learn.recorder.values[done:]] # fastai records a row for a skipped epoch too
     net.eval()
     return history
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EX', 'EY', 'EZ', 'R', 'MW', 'MY', 'GAP', 'SKIN', 'LIP', 'HAIR', 'GUM', 'SHIRT', 'LN', 'LM', 'BN', 'BM', 'CONTROLS',
            'NAMES', 'SIDEWAYS', 'VERSION', 'BETWEEN', 'PAIRS', 'face', 'lips', 'close', 'open_face', 'hair', 'shirt',
-           'lid', 'slope', 'brow_points', 'brow_mask', 'brow_move', 'teeth', 'Head', 'spread', 'pose',
+           'lid', 'slope', 'brow_points', 'brow_mask', 'brow_move', 'teeth', 'settle', 'Head', 'spread', 'pose',
            'landmark_points', 'bake', 'make_nilo']
 
 # %% ../notebooks/24a_nilo.ipynb #f2877d84
@@ -61,7 +61,7 @@ def open_face(p):
     d = carve(d, gap, .030)
     return carve(d, ellipsoid(p, (0, MY+.01, .28), (.27, .20, .29)), .03)
 
-# %% ../notebooks/24a_nilo.ipynb #ef89724e
+# %% ../notebooks/24a_nilo.ipynb #3bda190d
 def hair(p):
     d = ellipsoid(p, (0, .38, -.12), (.755, .76, .76))
     d = carve(d, ellipsoid(p, (0, .04, .55), (.60, .74, .80)), .05)                          # forehead and face
@@ -73,7 +73,7 @@ def hair(p):
              ((-.1, 1.0, .2), (.1, 1.2, .2), (.48, 1.08, .1), .13), ((.0, 1.03, -.1), (.3, 1.16, -.1), (.62, .84, -.1), .12), ((-.60, 0.65, .18), (-.70, .86, .14), (-.50, 1.08, .06), .10)]
     q = np.float32(sides(p)) # low locks combed back over the temples
     for y,x in ((.62,.62), (.46,.67), (.30,.70)):
-        d = union(d, chain(q, [(x-.05,y+.05,.30-.12*(.62-y)), (x+.05,y-.02,.08), (x+.035,y-.10,-.22), (x-.10,y-.2,-.55)], (.03,.055,.055,.03), .02), .035)
+        d = union(d, chain(q, [(x-.06,y+.05,.26), (x+.03,y-.02,.08), (x+.02,y-.10,-.22), (x-.12,y-.2,-.55)], (.03,.055,.055,.03), .02), .03)
     for a, b, c, r in locks:
         t = np.linspace(0, 1, 6)[:, None]; q = (1-t)**2*np.array(a)+2*t*(1-t)*np.array(b)+t*t*np.array(c)
         d = union(d, chain(p, q, r*np.r_[.75, 1, 1, .9, .65, .25], .02), .035)
@@ -144,15 +144,21 @@ def _controls():
     return tuple(c for n,lo,about in both for c in side(n,lo,about))+tuple(Control(n, lo, 1, 0, 'M', n.split('.')[0], a) for n,lo,a in mid)
 CONTROLS = _controls(); NAMES = [c.name for c in CONTROLS]
 
-# %% ../notebooks/24a_nilo.ipynb #f6e1b2f0
+# %% ../notebooks/24a_nilo.ipynb #2e77aa47
 _STRETCH = ((0, [0,.30,.62,1.0], [0,.46,.80,.98]), (1, [-1.2,-.80,-.64,-.54,-.30,-.22,-.10,.02,.30,.55,1.08], [-1.10,-.94,-.76,-.60,.12,.22,.36,.50,.90,1.09,1.32]), (2, [-.86,.2,.98], [-.56,.06,.98]))
+def settle(sdf, v, far=.012):
+    "Vertices moved onto the surface again, at most `far`; thinning leaves them a little off"
+    for _ in range(2):
+        g = np.stack([sdf(np.float32(v+k))-sdf(np.float32(v-k)) for k in np.eye(3)*.004], -1)/.008; g[v[:,0]==0,0] = 0
+        v = v-g*np.clip(sdf(np.float32(v))/np.maximum((g*g).sum(1), .05), -far, far)[:,None]
+    return v
 class Head:
     "The parts of Nilo at rest, and `pose`: what the controls do"
     def __init__(self, triangles=8400):
         ax = (axis((0,.56,32), (.56,1.0,12)), axis((-1.2,-.82,10), (-.82,-.62,9), (-.62,-.24,25), (-.24,-.08,7), (-.08,.40,27), (.40,.54,7), (.54,1.08,11)), axis((-.86,.2,16), (.2,.98,34)))
         v,f = march_half(_open_face, ax); c = v[f].mean(1)
         seen = (np.linalg.norm(sides(c)-[EX,EY,EZ], axis=1)>R*.97)&(hair(np.float32(c))>-.05)&(shirt(np.float32(c))>-.10)
-        v,f = used(v, f[seen]); v,f = thin(v, f, triangles//2, _STRETCH); v[np.abs(v[:,0])<2e-3,0] = 0; v,f = mirrored(*used(v, f))
+        v,f = used(v, f[seen]); v,f = used(*thin(v, f, triangles//2, _STRETCH)); v[np.abs(v[:,0])<2e-3,0] = 0; v,f = mirrored(settle(_open_face, v), f)
         self.label = np.where(v[:,1]>MY, 1., -1.); P = self.P = close(np.float32(v)).astype(float); self.list = []
         self._skin(P, f)
         for s,S in ((1,'L'), (-1,'R')): self._eye(s, S)
@@ -174,7 +180,7 @@ def _open_face(p):
     d = carve(d, gap, .030)
     return carve(d, ellipsoid(p, (0,MY+.01,.28), (.27,.20,.29)), .03)
 
-# %% ../notebooks/24a_nilo.ipynb #8c41ab7f
+# %% ../notebooks/24a_nilo.ipynb #c96e46c8
 def spread(f, a, n):
     "A value per vertex, evened out over the neighbours n times"
     i = np.concatenate([f, f[:,[1,2,0]]]).ravel(); j = np.concatenate([f[:,[1,2,0]], f]).ravel(); deg = np.maximum(np.bincount(i, minlength=len(a)), 1)
@@ -185,11 +191,11 @@ def _skin(self, P, f):
     depth = -face(P); inner = smooth(depth, .02, .085)*(np.abs(P[:,0])<.4)
     lip = 1-smooth(np.minimum(*lips(np.float32(sides(P)))), -.002, .022); lip *= depth<.2; x = np.abs(P[:,0])
     blush = .55*bump(x,.40,.17)*bump(P[:,1],-.16,.14)*(P[:,2]>.2)+.5*bump(x,0,.11)*bump(P[:,1],-.1,.09)*(P[:,2]>.7)+.5*(x>.74)
-    col = mix(np.tile(SKIN,(len(P),1)), (.90,.50,.42), .55*blush); col = mix(col, LIP, .8*lip); col = mix(col, (.34,.07,.07), inner)
+    col = mix(np.tile(SKIN,(len(P),1)), (.90,.50,.42), .55*blush); col = mix(col, LIP, .95*lip); col = mix(col, (.34,.07,.07), inner)
     both = lambda p: np.minimum(face(p), hair(p)) # hair shades the forehead and temples
     n = vertex_normals(P, f); lidless = lambda p: np.minimum(face(p, False), hair(p)); w = .5+.5*smooth(P[:,1], EY-.05, EY+.12) # no dark ring under the lower lid
     ao = w*occlusion(P, n, both)+(1-w)*occlusion(P, n, lidless)
-    ao = np.maximum(spread(f, ao, 3), .3)*(1-.75*smooth(depth, .05, .25))
+    up = smooth(P[:,1], .42, .50); ao = np.maximum(spread(f, ao, 3)*(1-up)+spread(f, ao, 14)*up, .3)*(1-.75*smooth(depth, .05, .25))
     self._add('skin', P, f, col, ao, .08+.16*lip, 16, 1-.6*inner, turn=False)
 
 def _eye(self, s, S):
@@ -216,7 +222,8 @@ def _mouth(self):
     l = np.linspace(0,1,15)**.7; a = np.linspace(0,2*np.pi,16); self.tongue_l = np.repeat(l,16); w = .165*np.clip(1-np.abs((l-.4)/.6)**3.2, 0, 1)**.5
     y = .055*np.sin(a)*(1-.35*np.maximum(0,np.sin(a))*np.exp(-(np.cos(a)/.25)**2))
     p = np.stack([w[:,None]*np.cos(a), y*np.sqrt(w/.155)[:,None], np.repeat((.12+.47*l)[:,None],16,1)], -1).reshape(-1,3)+[0,MY-.12,0]
-    self._add('tongue', p, grid_faces(15,16), (.82,.36,.38), .75, .3, 20, 1)
+    _, first, weld = np.unique(p.round(6), axis=0, return_index=True, return_inverse=True); f = weld.ravel()[grid_faces(15,16)]; p, self.tongue_l = p[first], self.tongue_l[first] # one vertex at the tip
+    self._add('tongue', p, f[(f[:,0]!=f[:,1])&(f[:,1]!=f[:,2])&(f[:,2]!=f[:,0])], (.82,.36,.38), .75, .3, 20, 1)
 
 def _cloth(self):
     g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32)
@@ -246,7 +253,7 @@ def _masks(self):
     m.tip = bump(x,0,.10)*bump(y,-.10,.11)*smooth(z,.66,.80); m.ear = smooth(x,.66,.76)*bump(y,.09,.26)*(1-smooth(z,.15,.3)); m.mouth = lipz*bump(y,MY,.17)*(1-smooth(x,.26,.44))
 Head._masks = _masks
 
-# %% ../notebooks/24a_nilo.ipynb #c676af10
+# %% ../notebooks/24a_nilo.ipynb #9de2d409
 def pose(self, w):
     "Control values (dict) -> vertices, as they should be: rotations, arcs and products. `bake` samples this."
     g = lambda n: w.get(n, 0.); m, P = self.m, self.P; V = P.copy(); x, y, z = np.abs(P[:,0]), P[:,1], P[:,2]; out = {}
@@ -264,13 +271,13 @@ def pose(self, w):
     out['skin'] = V; base = lambda n: self.base[self.slices[n]]
     for n in ('teeth_lower','gum_lower'): out[n] = turn(base(n), .7)
     tu, tl = g('tongue.UD'), g('tongue.LR'); q = base('tongue').copy(); l = self.tongue_l
-    q[:,2] += to**1.6*.34*l**1.2; q[:,1] += min(1,2*to)*(.19*np.sin(np.pi*np.clip(l*.95,0,1))*l**.5-.02*l**4)+tu*.07*l**2; q[:,0] += tl*(.05+.07*to)*l**2; q[:,2] -= tu*.03*l**2
+    q[:,2] += to**1.6*.34*l**1.2; q[:,1] += min(1,2*to)*(.19*np.sin(np.pi*np.clip(l*.95,0,1))*l**.5-.02*l**4)+tu*.07*l**2+.55*to*(1-to)*l**2; q[:,0] += tl*(.05+.07*to)*l**2; q[:,2] -= tu*.03*l**2
     out['tongue'] = turn(q, .7); V = self.base.copy()
     for n,p in out.items(): V[self.slices[n]] = p
     return V
 Head.pose = pose
 
-# %% ../notebooks/24a_nilo.ipynb #006c3c54
+# %% ../notebooks/24a_nilo.ipynb #995b7a5a
 def _side(self, h, S, sg, pupil, V, out):
     "Brow, lids, eye, cheek and mouth corner of one side; adds to the skin `V`, puts the parts into `out`"
     m, P = self.m, self.P; M = m.side[S]; x, y, z = np.abs(P[:,0]), P[:,1], P[:,2]; dx, dy, dz = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
@@ -278,8 +285,8 @@ def _side(self, h, S, sg, pupil, V, out):
     b = brow_move(h, self.browm); out['brow_'+S] = (self.brow+b+self.browm.n*np.abs(b[:,1:2])*.16)*[sg,1,1]; by = brow_move(h, m.brow); dx += by[:,0]; dy += by[:,1]; dz += by[:,2]
     dz -= .022*h('brow.frown')*bump(x,.045,.026)*bump(y,.45,.09)*smooth(z,.4,.6) # frown lines
     bl, wd, ti, lw = h('lid.blink'), h('lid.wide'), h('lid.tilt'), h('lid.lowerUD'); ey, ex = h('eye.lookUD'), h('eye.lookLR')
-    top = 28+19*wd+8*ey*(1-bl)-4*max(0,ti); low = -32-7*wd+27*sq+5*ey*(ey<0)+12*cr*(1-.7*sq)+lw*(18 if lw>0 else 8)*(1-.5*sq)
-    top = top*(1-bl)+bl*(-19+8*sq); low = low+(-10+8*sq-low)*bl
+    top = 28+19*wd+8*ey*(1-bl)-4*max(0,ti); low = -32-7*wd+27*sq+5*ey*(ey<0)+12*cr+lw*(18 if lw>0 else 8)
+    top = top*(1-bl)-19*bl; low = low+(-15-low)*bl
     for u in (True,False): out[('upper_lid_' if u else 'lower_lid_')+S] = lid(sg, u, top, low, ti*(1-bl))
     c = np.array([sg*EX,EY,EZ]); i0 = self.iris0.copy(); rr = np.hypot(i0[:,0], i0[:,1]); kk = 1+.35*pupil*np.interp(rr, [0,.054,.11,.2], [1,1,.12,0])
     i0[:,:2] *= kk[:,None]; i0 *= (np.linalg.norm(self.iris0,axis=1)/np.linalg.norm(i0,axis=1))[:,None]
@@ -296,7 +303,7 @@ def _side(self, h, S, sg, pupil, V, out):
     V += np.stack([m.sgn*dx*M, dy*M, dz*M], -1)
 Head._side = _side
 
-# %% ../notebooks/24a_nilo.ipynb #741a1743
+# %% ../notebooks/24a_nilo.ipynb #c670604d
 def landmark_points(head):
     "Vertices (49,3) and weights (49,3) of the landmarks, order of `LANDMARKS`"
     s, P = head.slices, head.P; skin = next(p for p in head.parts if p.name=='skin'); F = head.faces[slice(*skin.faces)]-s['skin'].start
@@ -316,10 +323,10 @@ def landmark_points(head):
         at = lambda name,l,r,p: out[name].__setitem__(r if flip else l, p)
         at('nose_base', 4, 0, X(.115,-.15)); at('nose_base', 3, 1, X(.06,-.185)); corner = head.corner(sg)
         at('mouth_outer', 6, 0, one(s['skin'].start+corner)); at('mouth_outer', 5, 1, X(.15,MY+.060,1)); at('mouth_outer', 4, 2, X(.055,MY+.088,1))
-        at('mouth_outer', 7, 11, X(.15,MY-.060,-1)); at('mouth_outer', 8, 10, X(.07,MY-.088,-1)); at('mouth_inner', 2, 0, X(.10,MY+.012,1)); at('mouth_inner', 3, 5, X(.10,MY-.012,-1))
+        at('mouth_outer', 7, 11, X(.15,MY-.060,-1)); at('mouth_outer', 8, 10, X(.07,MY-.088,-1)); at('mouth_inner', 2, 0, X(.10,MY+.008,1)); at('mouth_inner', 3, 5, X(.10,MY-.008,-1))
     for k,y in enumerate((.16,.06,-.03,-.10)): out['nose_bridge'][k] = front(0, y)
     out['nose_base'][2] = front(0, -.19); out['mouth_outer'][3] = front(0, MY+.080, 1); out['mouth_outer'][9] = front(0, MY-.095, -1)
-    out['mouth_inner'][1] = front(0, MY+.012, 1); out['mouth_inner'][4] = front(0, MY-.012, -1)
+    out['mouth_inner'][1] = front(0, MY+.008, 1); out['mouth_inner'][4] = front(0, MY-.008, -1)
     rows = [r for n in LMK for r in out[n]]
     return np.stack([r[0] for r in rows]), np.float32([r[1] for r in rows])
 
@@ -327,10 +334,10 @@ def _corner(self, sg): # the skin vertex in the corner of the mouth
     return int(np.argmin(((self.P-[sg*MW,MY,.56])**2).sum(1)+9*(-np.sign(sg)*self.P[:,0]>0)))
 Head.corner = _corner
 
-# %% ../notebooks/24a_nilo.ipynb #5121b985
+# %% ../notebooks/24a_nilo.ipynb #57fa3934
 SIDEWAYS = ('lookLR','shiftLR','sideLR','tiltLR','LR') # controls that count towards his left: mirroring turns their sign around
 VERSION = '1'
-BETWEEN = {'lid.blink':(.33,.66), 'eye.lookLR':(-.5,.5), 'eye.lookUD':(-.5,.5), 'jaw.open':(.5,), 'tongue.out':(.25,.5)}
+BETWEEN = {'lid.blink':(.33,.66), 'eye.lookLR':(-.5,.5), 'eye.lookUD':(-.5,.5), 'jaw.open':(.5,), 'tongue.out':(.25,.5,.75)}
 PAIRS = [('lid.blink',b) for b in ('lid.squint','cheek.raise','lid.wide','lid.tilt','lid.lowerUD','eye.lookUD')]+[('jaw.open',b) for b in ('mouth.cornerUD','mouth.funnel','tongue.out','mouth.lowerLip','jaw.sideLR')]+[
     ('eye.lookLR','eye.lookUD'), ('brow.innerUD','brow.frown'), ('eyes.pupil','eye.lookLR'), ('eyes.pupil','eye.lookUD'), ('lid.squint','cheek.raise'), ('lid.squint','lid.lowerUD'), ('mouth.upperLip','mouth.cornerUD'), ('mouth.pucker','jaw.open')]
 

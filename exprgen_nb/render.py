@@ -76,24 +76,24 @@ LIGHTS = dict(
     evening=(Light('key', (1.15,.93,.70), (-.70,.25,.66), shadow=.8), Light('fill', (.16,.20,.30), (.8,.2,.5)), Light('rim', (.20,.26,.40), (.6,.6,-.4)), Light('ambient', (.26,.27,.33), ground=(.22,.16,.13))),
     cool=(Light('key', (.86,.95,1.06), (-.25,.60,.75), shadow=.75), Light('fill', (.26,.22,.19), (.8,-.1,.6)), _RIM, Light('ambient', (.29,.32,.36), ground=(.18,.18,.20))))
 
-# %% ../notebooks/22_render.ipynb #81508226
-_KEY_DIR,_KEY,_FILL_DIR,_FILL,_RIM_DIR,_RIM_ROW,_SKY,_GROUND,_SHADOW = range(9)
+# %% ../notebooks/22_render.ipynb #ae856fa1
+_KEY_DIR,_KEY,_FILL_DIR,_FILL,_RIM_DIR,_RIM_ROW,_SKY,_GROUND,_SHADOW,_HALFWAY = range(10)
 
 def _light_table(lights):
-    "(9,3) float32 rows of a set of lights, of its name, or of the default set"
+    "(10,3) float32 rows of a set of lights, of its name, or of the default set"
     if lights is None: lights = 'studio'
     if isinstance(lights, str):
         if lights not in LIGHTS: raise ValueError(f"no set of lights called '{lights}'; there are {', '.join(LIGHTS)}")
         lights = LIGHTS[lights]
     rows = dict(key=(_KEY_DIR,_KEY), fill=(_FILL_DIR,_FILL), rim=(_RIM_DIR,_RIM_ROW), ambient=(None,_SKY))
-    T,seen = np.zeros((9,3), np.float32), set()
+    T,seen = np.zeros((10,3), np.float32), set()
     for l in lights:
         if l.kind not in rows: raise ValueError(f"a light is one of {', '.join(rows)}, not '{l.kind}'")
         if l.kind in seen: raise ValueError(f'two lights of kind {l.kind}: a set has at most one of each')
         seen.add(l.kind); d,c = rows[l.kind]; T[c] = l.color
         if d is not None: T[d] = np.array(l.direction)/np.linalg.norm(l.direction)
         if l.kind=='ambient': T[_GROUND] = l.ground
-        if l.kind=='key': T[_SHADOW] = l.shadow
+        if l.kind=='key': h = T[_KEY_DIR]+np.float32([0,0,1]); T[_SHADOW] = l.shadow; T[_HALFWAY] = h/max(np.linalg.norm(h), 1e-6)
     return T
 
 # %% ../notebooks/22_render.ipynb #92408fbe
@@ -196,7 +196,7 @@ def visible(
     _raster(S, f, depth, ids)
     with np.errstate(invalid='ignore'): return ids, np.where(ids<0, -np.inf, depth/(1+depth*inv)).astype(np.float32)
 
-# %% ../notebooks/22_render.ipynb #2b609590
+# %% ../notebooks/22_render.ipynb #87ea4aea
 @_jit
 def _shadow_map(P, faces, K, extent, lift, smap):
     "Fill the depth map seen from the key light; gives the light's axes, the first two in texels"
@@ -231,9 +231,9 @@ def _lit(x, y, z, U, smap):
         if smap[iv+j,iu+1]<=d: row += _F1
         if smap[iv+j,iu+2]<=d: row += fu
         total += row*(_F1-fv if j==-1 else fv if j==2 else _F1)
-    return total/np.float32(9)
+    return total*np.float32(1/9)
 
-# %% ../notebooks/22_render.ipynb #4771fc52
+# %% ../notebooks/22_render.ipynb #ed2e41ed
 @_jit
 def _shade(q, L, U, smap, bias, rgb):
     "Linear colour of a point with attributes `q` (as the rows of P), into `rgb`"
@@ -241,8 +241,8 @@ def _shade(q, L, U, smap, bias, rgb):
     ao,spec,gloss,sss,glow = q[9],q[10],q[11],q[12],q[13]
     kd = L[0,0]*nx+L[0,1]*ny+L[0,2]*nz; shadow = L[8,0]; lit = _F1
     if shadow>0 and kd>-_HALF: lit = _lit(q[0]+bias*nx, q[1]+bias*ny, q[2]+bias*nz, U, smap)
-    hz = L[0,2]+_F1; nh = (L[0,0]*nx+L[0,1]*ny+hz*nz)/np.sqrt(L[0,0]*L[0,0]+L[0,1]*L[0,1]+hz*hz)
-    e = max(_F0, _F1+gloss*(nh-_F1)/np.float32(16)); e *= e; e *= e; e *= e; e *= e
+    nh = L[9,0]*nx+L[9,1]*ny+L[9,2]*nz
+    e = max(_F0, _F1+gloss*(nh-_F1)*np.float32(1/16)); e *= e; e *= e; e *= e; e *= e
     high = spec*e*(np.float32(.25)+np.float32(.75)*lit)*ao*np.float32(.55)
     fill = max(_F0, L[2,0]*nx+L[2,1]*ny+L[2,2]*nz); sky = _HALF+_HALF*ny
     g = _F1-max(_F0, nz); rim = g*g*g*max(_F0, np.float32(.35)+np.float32(.65)*(L[4,0]*nx+L[4,1]*ny+L[4,2]*nz))*ao
@@ -251,7 +251,7 @@ def _shade(q, L, U, smap, bias, rgb):
         d = max(_F0, (kd+wrap)/(_F1+wrap)); s = lit+(_F1-lit)*leak
         key = L[1,k]*d*(_F1-shadow*(_F1-s))*(_HALF+_HALF*ao)
         amb = L[6,k]*sky+L[7,k]*(_F1-sky); a = q[6+k]
-        c = a*(key+(L[3,k]*fill+amb)*ao)+high*min(_F1, L[1,k])+L[5,k]*rim*(np.float32(.3)+np.float32(.7)*min(_F1, a*3))
+        c = a*(key+(L[3,k]*fill+amb)*ao)+high*min(_F1, L[1,k])+L[5,k]*rim*(np.float32(.3)+np.float32(.7)*min(_F1, np.float32(3)*a))
         rgb[k] = min(_F1, c+glow*(a-c))
         wrap = np.float32(.14)*sss if k==0 else np.float32(.10)*sss
         leak = _F0
