@@ -41,7 +41,7 @@ class Mesh:
             if p.name==name: return p
         raise KeyError(f'no part {name!r}; parts: {[p.name for p in self.parts]}')
 
-# %% ../notebooks/20_mesh.ipynb #6812bdb6
+# %% ../notebooks/20_mesh.ipynb #c2f9f742
 _incidence = {}
 def _matrix(faces, n):
     "(V,F) incidence; one is kept for each triangle list in use"
@@ -59,10 +59,10 @@ def vertex_normals(
     "Smooth normals, weighted by area"
     v = np.asarray(verts, np.float32)
     if v.ndim>2: return np.stack([vertex_normals(a, faces) for a in v.reshape(-1,*v.shape[-2:])]).reshape(v.shape)
-    a,b,c = v[faces[:,0]], v[faces[:,1]], v[faces[:,2]]
-    p,q = b-a, c-a
-    cross = np.empty_like(p)
-    for k in range(3): i,j = (k+1)%3, (k+2)%3; cross[:,k] = p[:,i]*q[:,j]-p[:,j]*q[:,i]
+    xyz = np.ascontiguousarray(v.T); a,b,c = ([x.take(faces[:,j]) for x in xyz] for j in range(3)) # plain rows gather twice as fast
+    p,q = [y-x for x,y in zip(a,b)], [y-x for x,y in zip(a,c)]
+    cross = np.empty((len(faces),3), np.float32)
+    for k in range(3): i,j = (k+1)%3, (k+2)%3; cross[:,k] = p[i]*q[j]-p[j]*q[i]
     n = _matrix(faces, len(v))@cross
     length = np.sqrt(np.einsum('vk,vk->v', n, n))[:,None]
     return n/np.maximum(length, 1e-12)

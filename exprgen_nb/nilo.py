@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['EX', 'EY', 'EZ', 'R', 'MW', 'MY', 'GAP', 'SKIN', 'LIP', 'HAIR', 'GUM', 'SHIRT', 'LN', 'LM', 'BN', 'BM', 'CONTROLS',
-           'NAMES', 'SIDEWAYS', 'VERSION', 'BETWEEN', 'PAIRS', 'face', 'lips', 'close', 'open_face', 'hair', 'shirt',
-           'lid', 'slope', 'brow_points', 'brow_mask', 'brow_move', 'teeth', 'settle', 'Head', 'spread', 'pose',
-           'landmark_points', 'bake', 'make_nilo']
+           'NAMES', 'SIDEWAYS', 'BETWEEN', 'PAIRS', 'face', 'lips', 'close', 'open_face', 'hair', 'shirt', 'lid',
+           'slope', 'brow_points', 'brow_mask', 'brow_move', 'teeth', 'settle', 'Head', 'spread', 'pose',
+           'landmark_points', 'code_version', 'bake', 'make_nilo']
 
-# %% ../notebooks/24a_nilo.ipynb #f2877d84
+# %% ../notebooks/24a_nilo.ipynb #f16e5fec
+import hashlib
 from types import SimpleNamespace as NS
 import numpy as np
 from .characters import ASSETS
@@ -277,7 +278,7 @@ def pose(self, w):
     return V
 Head.pose = pose
 
-# %% ../notebooks/24a_nilo.ipynb #995b7a5a
+# %% ../notebooks/24a_nilo.ipynb #2e8656bc
 def _side(self, h, S, sg, pupil, V, out):
     "Brow, lids, eye, cheek and mouth corner of one side; adds to the skin `V`, puts the parts into `out`"
     m, P = self.m, self.P; M = m.side[S]; x, y, z = np.abs(P[:,0]), P[:,1], P[:,2]; dx, dy, dz = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
@@ -285,7 +286,7 @@ def _side(self, h, S, sg, pupil, V, out):
     b = brow_move(h, self.browm); out['brow_'+S] = (self.brow+b+self.browm.n*np.abs(b[:,1:2])*.16)*[sg,1,1]; by = brow_move(h, m.brow); dx += by[:,0]; dy += by[:,1]; dz += by[:,2]
     dz -= .022*h('brow.frown')*bump(x,.045,.026)*bump(y,.45,.09)*smooth(z,.4,.6) # frown lines
     bl, wd, ti, lw = h('lid.blink'), h('lid.wide'), h('lid.tilt'), h('lid.lowerUD'); ey, ex = h('eye.lookUD'), h('eye.lookLR')
-    top = 28+19*wd+8*ey*(1-bl)-4*max(0,ti); low = -32-7*wd+27*sq+5*ey*(ey<0)+12*cr+lw*(18 if lw>0 else 8)
+    top = 28+19*wd+8*ey*(1-bl)-4*max(0,ti); low = -32-7*wd+27*sq+5*ey*(ey<0)+6*cr+lw*(18 if lw>0 else 8)
     top = top*(1-bl)-19*bl; low = low+(-15-low)*bl
     for u in (True,False): out[('upper_lid_' if u else 'lower_lid_')+S] = lid(sg, u, top, low, ti*(1-bl))
     c = np.array([sg*EX,EY,EZ]); i0 = self.iris0.copy(); rr = np.hypot(i0[:,0], i0[:,1]); kk = 1+.35*pupil*np.interp(rr, [0,.054,.11,.2], [1,1,.12,0])
@@ -334,12 +335,16 @@ def _corner(self, sg): # the skin vertex in the corner of the mouth
     return int(np.argmin(((self.P-[sg*MW,MY,.56])**2).sum(1)+9*(-np.sign(sg)*self.P[:,0]>0)))
 Head.corner = _corner
 
-# %% ../notebooks/24a_nilo.ipynb #57fa3934
+# %% ../notebooks/24a_nilo.ipynb #2f208cd5
 SIDEWAYS = ('lookLR','shiftLR','sideLR','tiltLR','LR') # controls that count towards his left: mirroring turns their sign around
-VERSION = '1'
 BETWEEN = {'lid.blink':(.33,.66), 'eye.lookLR':(-.5,.5), 'eye.lookUD':(-.5,.5), 'jaw.open':(.5,), 'tongue.out':(.25,.5,.75)}
 PAIRS = [('lid.blink',b) for b in ('lid.squint','cheek.raise','lid.wide','lid.tilt','lid.lowerUD','eye.lookUD')]+[('jaw.open',b) for b in ('mouth.cornerUD','mouth.funnel','tongue.out','mouth.lowerLip','jaw.sideLR')]+[
-    ('eye.lookLR','eye.lookUD'), ('brow.innerUD','brow.frown'), ('eyes.pupil','eye.lookLR'), ('eyes.pupil','eye.lookUD'), ('lid.squint','cheek.raise'), ('lid.squint','lid.lowerUD'), ('mouth.upperLip','mouth.cornerUD'), ('mouth.pucker','jaw.open')]
+    ('eye.lookLR','eye.lookUD'), ('brow.innerUD','brow.frown'), ('eyes.pupil','eye.lookLR'), ('eyes.pupil','eye.lookUD'), ('mouth.upperLip','mouth.cornerUD'), ('mouth.pucker','jaw.open')]
+
+def code_version()->str:
+    "A hash of the code that makes him: this module and `sculpt`, without the lines that nbdev adds"
+    text = '\n'.join(l for n in ('sculpt','nilo') for l in (ASSETS.parent/f'{n}.py').read_text().splitlines() if not l.startswith(('# %%','#','__all__','           ')))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def bake(
     head=None, # a `Head`; None: sculpt him first (seconds)
@@ -362,7 +367,7 @@ def bake(
     mesh = Mesh(rest.astype(np.float32), head.faces, head.colors, head.surface, head.parts)
     swap = {'_L.':'_R.', '_R.':'_L.'}; other = lambda n: next((n.replace(a,b) for a,b in swap.items() if a in n), n)
     return Rig('nilo', mesh, CONTROLS, shapes, np.float32(D), *landmark_points(head), [NAMES.index(other(n)) for n in NAMES],
-               [-1 if n.split('.')[1] in SIDEWAYS else 1 for n in NAMES], 'a young man with a quiff', VERSION)
+               [-1 if n.split('.')[1] in SIDEWAYS else 1 for n in NAMES], 'a young man with a quiff', code_version())
 
 # %% ../notebooks/24a_nilo.ipynb #60844da9
 def make_nilo()->Rig:

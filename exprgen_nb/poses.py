@@ -149,7 +149,7 @@ def soft_labels(
     out = np.zeros((len(e), len(EXPRESSIONS))); out[:,EXPRESSIONS.index('neutral')] = 1-p; out[np.arange(len(e)),e] += p
     return pd.DataFrame(out.round(4), columns=[f'p_{x}' for x in EXPRESSIONS])
 
-# %% ../notebooks/25_poses.ipynb #83841006
+# %% ../notebooks/25_poses.ipynb #92a2737e
 def sample_poses(
     rig,        # a Rig whose name is in `KEY_POSES`
     n:int,      # rows, spread evenly over the seven expressions
@@ -162,15 +162,17 @@ def sample_poses(
     for k,e in enumerate(EXPRESSIONS):
         at = np.flatnonzero(expr==k); of = np.flatnonzero(keys.expression==e)
         a[at],b[at] = rng.choice(of, len(at)),rng.choice(of, len(at)); lo[at],hi[at] = _freedom(rig, e)
-    mixed = rng.random(n)<.65; b = np.where(mixed, b, a); t = rng.beta(.9,.9,n)[:,None]
-    intensity = rng.beta(1.6,1.0,n)*.75+.25
+    blink = np.array(['blink' in x.lower() for x in names]); shut = (K*blink).max(1)>.9 # a wink or a sob is not half mixed in: half a wink is another expression
+    mixed = (rng.random(n)<.65)&~shut[a]&~shut[b]; b = np.where(mixed, b, a); t = rng.beta(.9,.9,n)[:,None]
+    intensity = rng.beta(2,1,n)*.75+.25; scale = intensity[:,None]**.75
     regions = np.array([c.region for c in rig.controls]); gain = np.ones((n,C), np.float32)
-    for r in np.unique(regions): gain[:,regions==r] = rng.uniform(.7,1.2,n)[:,None]
+    for r in np.unique(regions): gain[:,regions==r] = rng.uniform(.75,1.2,n)[:,None]
     both = np.minimum(np.arange(C), rig.partner)                                   # one draw for both sides of a pair
     u = rng.random((n,C))[:,both]*(rng.random((n,C))<.6)[:,both]; lean = rng.normal(0,.12,(n,C))*(rng.random((n,1))<.6)
     gaze = np.array([x.startswith('eye') for x in regions]); lean[:,gaze] = 0      # the eyes look the same way
     free = np.where(u>0, lo+(hi-lo)*u, 0)
-    W = ((1-t)*K[a]+t*K[b])*gain*intensity[:,None]*(1+lean)+free*np.maximum(intensity,.5)[:,None]
+    W = ((1-t)*K[a]+t*K[b])*gain*scale*(1+lean)+free*np.maximum(scale,.5)
+    W = np.where(blink&(K[a]>.9), K[a], W)
     flip = rng.random(n)<.5; W = rig.clamp(W); W[flip] = rig.mirror(W[flip])
     va,fa = keys.variant.to_numpy(),keys.family.to_numpy(); short = lambda f: f.split('/')[1]
     variant = [va[i] if i==j else f'{va[i]}+{va[j]}' for i,j in zip(a,b)]

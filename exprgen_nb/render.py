@@ -6,8 +6,8 @@
 __all__ = ['LIGHTS', 'BACKGROUND', 'Camera', 'Light', 'visible', 'render', 'render_batch', 'cores', 'contact_sheet',
            'bench_render']
 
-# %% ../notebooks/22_render.ipynb #7b3474b3
-import os, time
+# %% ../notebooks/22_render.ipynb #7d9322dd
+import os, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import numba as nb
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from .core import pose_matrix
 
-# %% ../notebooks/22_render.ipynb #9dcb5ace
+# %% ../notebooks/22_render.ipynb #c76a8604
 @dataclass(frozen=True)
 class Camera:
     "How a head is seen; the defaults frame a head of our characters' size"
@@ -25,6 +25,10 @@ class Camera:
     distance:float=6.5 # from the camera to `centre`, character units; may be inf
     half:float=1.25   # half the height that is seen at `centre`, character units
     centre:tuple=(0.,.13,0.) # (3,) the point in the middle of the picture, before turning
+
+    def __post_init__(self):
+        if not (self.distance>0 and self.half>0 and np.isfinite([self.yaw,self.pitch,self.roll,self.half,*self.centre]).all()):
+            raise ValueError(f'{self}: distance and half are above 0, all values are numbers')
 
     @property
     def fov(self)->float: # radians, from the lower to the upper edge
@@ -76,7 +80,7 @@ LIGHTS = dict(
     evening=(Light('key', (1.15,.93,.70), (-.70,.25,.66), shadow=.8), Light('fill', (.16,.20,.30), (.8,.2,.5)), Light('rim', (.20,.26,.40), (.6,.6,-.4)), Light('ambient', (.26,.27,.33), ground=(.22,.16,.13))),
     cool=(Light('key', (.86,.95,1.06), (-.25,.60,.75), shadow=.75), Light('fill', (.26,.22,.19), (.8,-.1,.6)), _RIM, Light('ambient', (.29,.32,.36), ground=(.18,.18,.20))))
 
-# %% ../notebooks/22_render.ipynb #ae856fa1
+# %% ../notebooks/22_render.ipynb #52917bf6
 _KEY_DIR,_KEY,_FILL_DIR,_FILL,_RIM_DIR,_RIM_ROW,_SKY,_GROUND,_SHADOW,_HALFWAY = range(10)
 
 def _light_table(lights):
@@ -91,7 +95,10 @@ def _light_table(lights):
         if l.kind not in rows: raise ValueError(f"a light is one of {', '.join(rows)}, not '{l.kind}'")
         if l.kind in seen: raise ValueError(f'two lights of kind {l.kind}: a set has at most one of each')
         seen.add(l.kind); d,c = rows[l.kind]; T[c] = l.color
-        if d is not None: T[d] = np.array(l.direction)/np.linalg.norm(l.direction)
+        if d is not None:
+            length = np.linalg.norm(l.direction)
+            if not length>0: raise ValueError(f'{l.kind} light: direction {l.direction} points nowhere')
+            T[d] = np.asarray(l.direction)/length
         if l.kind=='ambient': T[_GROUND] = l.ground
         if l.kind=='key': h = T[_KEY_DIR]+np.float32([0,0,1]); T[_SHADOW] = l.shadow; T[_HALFWAY] = h/max(np.linalg.norm(h), 1e-6)
     return T
@@ -160,7 +167,9 @@ def _raster(S, faces, depth, ids):
                     if z>depth[py,px]: depth[py,px] = z; ids[py,px] = t
                 elif inside: break
 
-# %% ../notebooks/22_render.ipynb #d3aff1c3
+# %% ../notebooks/22_render.ipynb #c81b4ebf
+def _plain(a, t): return np.require(a, t, ['C','W']) # one kind of array, so that the code is compiled once
+
 def _posed(rig, w, verts):
     "The mesh and the (V,3) float32 vertices to draw, checked"
     mesh = getattr(rig, 'mesh', rig); name = getattr(rig, 'name', None) or 'mesh'
@@ -171,14 +180,14 @@ def _posed(rig, w, verts):
         else:
             if isinstance(w, (dict,str)): w = rig.vector(w)
             verts = rig.vertices(rig.default if w is None else w)
-    v = np.ascontiguousarray(verts, np.float32)
+    v = _plain(verts, np.float32)
     if v.shape!=mesh.verts.shape: raise ValueError(f'{name}: vertices are {v.shape}, its mesh has {mesh.verts.shape}; render draws one picture, render_batch many')
     if not np.isfinite(v).all(): raise ValueError(f'{name}: {int((~np.isfinite(v)).any(1).sum())} of {len(v)} vertices are NaN or infinite: look at the control values, or at the file the rig came from')
     return mesh,v
 
 def _view(camera):
     cam = camera or Camera()
-    return pose_matrix((cam.pitch,cam.yaw,cam.roll)), np.array(cam.centre, np.float64), 1/cam.distance, float(cam.half)
+    return pose_matrix((cam.pitch,cam.yaw,cam.roll)), np.array(cam.centre, np.float64), float(1/cam.distance), float(cam.half)
 
 def visible(
     rig, # a Rig, or a Mesh
@@ -190,15 +199,15 @@ def visible(
     "The triangle that is seen at the middle of every pixel"
     mesh,v = _posed(rig, w, verts); rot,centre,inv,half = _view(camera)
     S,P = np.empty((len(v),4)), np.zeros((len(v),16), np.float32)
-    f = np.ascontiguousarray(mesh.faces, np.int32)
-    _prepare(v, f, np.float32(mesh.colors), np.float32(mesh.surface), rot, centre, inv, half, size, S, P)
+    f = _plain(mesh.faces, np.int32)
+    _prepare(v, f, _plain(mesh.colors, np.float32), _plain(mesh.surface, np.float32), rot, centre, inv, half, size, S, P)
     depth,ids = np.full((size,size), -np.inf, np.float32), np.full((size,size), -1, np.int32)
     _raster(S, f, depth, ids)
     with np.errstate(invalid='ignore'): return ids, np.where(ids<0, -np.inf, depth/(1+depth*inv)).astype(np.float32)
 
-# %% ../notebooks/22_render.ipynb #87ea4aea
+# %% ../notebooks/22_render.ipynb #7aed9561
 @_jit
-def _shadow_map(P, faces, K, extent, lift, smap):
+def _shadow_map(P, faces, K, extent, lift, smap, sids):
     "Fill the depth map seen from the key light; gives the light's axes, the first two in texels"
     U = np.zeros((3,3), np.float32); m = len(smap)
     q = _F1/np.sqrt(K[0]*K[0]+K[2]*K[2]+np.float32(1e-9))
@@ -211,7 +220,7 @@ def _shadow_map(P, faces, K, extent, lift, smap):
         T[i,0] = U[0,0]*x+U[0,1]*y+U[0,2]*z+m/2
         T[i,1] = U[1,0]*x+U[1,1]*y+U[1,2]*z+m/2
         T[i,2] = U[2,0]*x+U[2,1]*y+U[2,2]*z-lift
-    _raster(T, faces, smap, np.empty((m,m), np.int32))
+    _raster(T, faces, smap, sids)
     return U
 
 @_jit
@@ -256,7 +265,7 @@ def _shade(q, L, U, smap, bias, rgb):
         wrap = np.float32(.14)*sss if k==0 else np.float32(.10)*sss
         leak = _F0
 
-# %% ../notebooks/22_render.ipynb #b9b52def
+# %% ../notebooks/22_render.ipynb #af88bb91
 @_jit
 def _attributes(t, fx, fy, faces, S, P, gain, q):
     "Add `gain` times the attributes of triangle `t` at screen place (fx,fy) to `q`, right in perspective"
@@ -304,19 +313,26 @@ def _resolve(ids, depth, faces, part, S, P, L, U, smap, bias, step, samples, bg,
             for k in range(3): out[py,px,k] = _BYTE[int(min(max(sum_[k]/ns,_F0),_F1)*8192+.5)]
 
 @_jit
-def _picture(verts, faces, part, colors, surface, rot, centre, inv_dist, half, L, bg, samples, out):
+def _picture(verts, faces, part, colors, surface, rot, centre, inv_dist, half, L, bg, samples, S, P, depth, ids, smap, sids, out):
     "All steps: vertices in, bytes out"
-    size = len(out); n = size*samples
-    S,P = np.empty((len(verts),4)), np.zeros((len(verts),16), np.float32)
-    _prepare(verts, faces, colors, surface, rot, centre, inv_dist, half, n, S, P)
-    depth,ids = np.full((n,n), np.float32(-np.inf)), np.full((n,n), np.int32(-1))
+    size = len(out); U = np.zeros((3,3), np.float32)
+    _prepare(verts, faces, colors, surface, rot, centre, inv_dist, half, size*samples, S, P)
+    depth[:] = -np.inf; ids[:] = -1
     _raster(S, faces, depth, ids)
-    m = 256 if L[8,0]>0 else 1
-    smap = np.full((m,m), np.float32(-np.inf)); U = np.zeros((3,3), np.float32)
-    if m>1: U = _shadow_map(P, faces, L[0], 1.5*half, .01*half, smap)
+    if L[8,0]>0:
+        smap[:] = -np.inf
+        U = _shadow_map(P, faces, L[0], 1.5*half, .01*half, smap, sids)
     _resolve(ids, depth, faces, part, S, P, L, U, smap, np.float32(.02*half), 6*half/size, samples, bg, out)
 
-# %% ../notebooks/22_render.ipynb #2993ca69
+_mine = threading.local()
+def _scratch(V, n):
+    "Working arrays of this thread, kept from picture to picture: fresh megabytes cost more time than the vertices"
+    if getattr(_mine, 'key', None)!=(V,n):
+        e = lambda *s, t=np.float32: np.empty(s, t)
+        _mine.arrays = e(V,4,t=np.float64),np.zeros((V,16),np.float32),e(n,n),e(n,n,t=np.int32),e(256,256),e(256,256,t=np.int32); _mine.key = V,n
+    return _mine.arrays
+
+# %% ../notebooks/22_render.ipynb #4a59d82e
 BACKGROUND = (.865,.88,.90)
 
 def render(
@@ -330,16 +346,18 @@ def render(
     verts=None, # (V,3) vertices to draw instead of `rig.vertices(w)`
 )->np.ndarray: # (size,size,3) uint8 RGB
     "Draw a character"
-    mesh,v = _posed(rig, w, verts)
+    mesh,v = _posed(rig, w, verts); size,samples = int(size),int(samples)
+    bg = _plain(BACKGROUND if background is None else background, np.float32)
+    if bg.shape!=(3,) or not ((bg>=0)&(bg<=1)).all(): raise ValueError(f'background {background}: three numbers from 0 to 1, red green blue')
     if not 1<=size*samples<=16384 or not 1<=samples<=8: raise ValueError(f'size {size} with {samples} samples: size times samples is 1 to 16384, samples 1 to 8')
-    part = np.zeros(len(mesh.faces), np.int16)
-    for i,p in enumerate(mesh.parts): part[p.faces[0]:p.faces[1]] = i
-    out = np.empty((size,size,3), np.uint8); c = lambda a,t: np.ascontiguousarray(a, t)
-    _picture(v, c(mesh.faces,np.int32), part, c(mesh.colors,np.float32), c(mesh.surface,np.float32), *_view(camera), _light_table(lights),
-        c(BACKGROUND if background is None else background, np.float32), samples, out)
+    part = np.repeat(np.arange(len(mesh.parts), dtype=np.int16), [p.faces[1]-p.faces[0] for p in mesh.parts])
+    if len(part)!=len(mesh.faces): part = np.zeros(len(mesh.faces), np.int16) # a mesh without parts
+    out = np.empty((size,size,3), np.uint8)
+    _picture(v, _plain(mesh.faces,np.int32), part, _plain(mesh.colors,np.float32), _plain(mesh.surface,np.float32), *_view(camera), _light_table(lights),
+        bg, samples, *_scratch(len(v), size*samples), out)
     return out
 
-# %% ../notebooks/22_render.ipynb #eeb17a77
+# %% ../notebooks/22_render.ipynb #59ac1e3a
 def _each(value, n, what):
     if not isinstance(value, list): return [value]*n
     if len(value)!=n: raise ValueError(f'{len(value)} {what} for {n} pictures')
@@ -358,7 +376,7 @@ def render_batch(
     "Draw a character once for each control vector"
     W = np.asarray(W, np.float32)
     if W.ndim!=2: raise ValueError(f'W is (N,C), got {W.shape}')
-    n = len(W); each = list(zip(W, _each(cameras,n,'cameras'), _each(lights,n,'sets of lights'), _each(backgrounds,n,'backgrounds')))
+    n = len(W); each = list(zip(W, _each(list(cameras) if isinstance(cameras,tuple) else cameras, n, 'cameras'), _each(lights,n,'sets of lights'), _each(backgrounds,n,'backgrounds')))
     out = np.empty((n,size,size,3), np.uint8)
     def draw(i): w,cam,lit,bg = each[i]; out[i] = render(rig, w, size, cam, lit, bg, samples)
     with ThreadPoolExecutor(workers or cores()) as pool: list(pool.map(draw, range(n)))

@@ -218,7 +218,7 @@ class RigState(HasTraits):
         else: w = values
         self.w = tuple(self.rig.check(w).tolist())
 
-# %% ../notebooks/21_rig.ipynb #88cf57c1
+# %% ../notebooks/21_rig.ipynb #f5310f9f
 RIG_FORMAT = 'exprgen-rig-1'
 
 def save_rig(
@@ -237,7 +237,7 @@ def save_rig(
                 shapes=[asdict(x) for x in rig.shapes], parts=[asdict(p) for p in rig.parts])
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True); tmp = path.with_name(path.name+'.tmp')
     save_file({k:np.ascontiguousarray(a) for k,a in arrays.items()}, tmp, metadata=dict(rig=json.dumps(head)))
-    tmp.replace(path); return path
+    tmp.chmod(0o644); tmp.replace(path); return path
 
 # %% ../notebooks/21_rig.ipynb #992c4b41
 def load_rig(

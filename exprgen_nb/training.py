@@ -6,7 +6,7 @@
 __all__ = ['SIZE', 'KIND', 'face_store', 'rate', 'rate_hcnn', 'train_shipped_hcnn', 'publish_hcnn', 'pairs_for',
            'train_shipped_rig_cnn', 'publish_rig_cnn', 'rate_rig_cnn', 'train']
 
-# %% ../notebooks/39_train.ipynb #7618abec
+# %% ../notebooks/39_train.ipynb #4667b36f
 from dataclasses import asdict
 from pathlib import Path
 import time
@@ -14,12 +14,11 @@ import numpy as np, pandas as pd
 from .blocks import run_batches, save_model, save_run
 from .characters import character
 from .core import EXPRESSIONS, cfg
-from .geometry import Reference
 from .hcnn import PRESETS as HCNN_PRESETS, load_hcnn, predict_expression, train_hcnn
 from .metrics import accuracy, bootstrap_interval, confusion, macro_recall
 from .poses import key_poses, sample_poses
 from .preprocess import preprocess
-from .rig_cnn import PRESETS as RIG_PRESETS, card_build, fit_gain, liveliness, load_rig_cnn, match_pairs, pose_features, reference, train_rig_cnn
+from .rig_cnn import PRESETS as RIG_PRESETS, card_build, fit_gain, liveliness, load_rig_cnn, match_pairs, pose_features, train_rig_cnn, within_class
 from .sources import read_source
 
 # %% ../notebooks/39_train.ipynb #f339fec9
@@ -56,7 +55,7 @@ def rate_hcnn(
     p = predict_expression(net, s.faces[at])
     return rate([EXPRESSIONS.index(e) for e in s.table.expression.iloc[at]], p.argmax(1), total-len(at))
 
-# %% ../notebooks/39_train.ipynb #4f367dd4
+# %% ../notebooks/39_train.ipynb #e4d9b0db
 _LICENCE = 'Weights: Apache-2.0. Trained on photos collected from the web for research (FER2013; votes: FER+, MIT); no picture of a person is part of them.'
 
 def _weights(name): return Path(cfg.weights)/f'{name}.safetensors'
@@ -70,52 +69,55 @@ def train_shipped_hcnn(
     net,_ = train_hcnn(store, preset, Path(cfg.cache)/'training'/f'hcnn-{preset}-{seed}', resume=True, seed=seed)
     return publish_hcnn(net, p, preset, seed, (time.time()-tic)/3600)
 
-def publish_hcnn(net, p, preset, seed, hours):
+def publish_hcnn(net, p, preset, seed, hours, note=''):
     "Card, weights and run of a trained HCNN; touches the test sets once"
     card = dict(kind='hcnn', build={}, size=p.stages[-1][0], registration=KIND, preprocessing='registered face, RGB in [0,1]; grey and standardised inside the network', classes=list(EXPRESSIONS),
-        data='FER+ training faces, soft votes', preset=preset, arguments=asdict(p), seed=seed, licence=_LICENCE)
+        data='FER+ training faces, soft votes', preset=preset, arguments=asdict(p), seed=seed, note=note, licence=_LICENCE)
     net.card = card; val = rate_hcnn(net, 'ferplus', 'validation')
     card['validation'] = {k:val[k] for k in ('n','found','accuracy','macro_recall')}
     f = save_model(net, _weights('hcnn'), card); net = load_hcnn()
-    run = dict(data='train: FER+ train; chosen on: FER+ validation; test: FER+ test and the press photos\' test half (argmax over seven)', preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2),
+    run = dict(data='train: FER+ train; chosen on: FER+ validation; test: FER+ test and the press photos\' test half (argmax over seven)', preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2), note=note,
         validation=val, test=rate_hcnn(net,'ferplus','test'), press_validation=rate_hcnn(net,'press','validation'), press_test=rate_hcnn(net,'press','test'))
     save_run('hcnn', run, ('blocks','hcnn','loaders','preprocess','registration','training'), {'hcnn':net.card['sha256']})
     return run
 
-# %% ../notebooks/39_train.ipynb #9655a475
+# %% ../notebooks/39_train.ipynb #4613bbeb
 def pairs_for(
     store, # FaceStore with labels
     rig, # primary character
     n_poses:int=7000, # sampled poses
-    k:int=8, # poses averaged in a target
+    k:int=5, # poses averaged in a target
+    least:float=.6, # faintest intensity of a pose that is used
     seed:int=0
-)->tuple: # (N,C) targets, (N,) distance to the nearest pose, (P) poses, the people's Reference
+)->tuple: # (N,C) targets, (N,) distance to the nearest pose, the poses
     "Targets for every face of a store, matched by label and geometry (paper §4.1, §4.2.1)"
-    poses = pd.concat([key_poses(rig), sample_poses(rig, n_poses, seed)], ignore_index=True); w = poses[list(rig.names)].to_numpy(np.float32)
-    train = (store.table.split=='train').to_numpy(); people = reference(store.geo[train], store.table.expression[train].to_numpy())
-    geo = pose_features(rig, w); own = reference(geo, poses.expression.to_numpy()); rel = lambda g,r: (g-r.neutral)/r.scale
-    target,near,dist = match_pairs(rel(store.geo,people), store.table.expression.to_numpy(), rel(geo,own), poses.expression.to_numpy(), w, k)
-    return target, dist, poses, people
+    poses = sample_poses(rig, n_poses, seed); poses = poses[(poses.intensity>=least)|(poses.expression=='neutral')]
+    poses = pd.concat([key_poses(rig), poses], ignore_index=True); w = poses[list(rig.names)].to_numpy(np.float32)
+    geo = within_class(pose_features(rig, w), poses.expression.to_numpy()); train = (store.table.split=='train').to_numpy()
+    people = within_class(store.geo, store.table.expression.to_numpy(), train)
+    target,near,dist = match_pairs(people, store.table.expression.to_numpy(), geo, poses.expression.to_numpy(), w, k)
+    return target, dist, poses
 
+# %% ../notebooks/39_train.ipynb #6ab944c4
 def train_shipped_rig_cnn(
     primary:str='nilo',
     preset:str='fast',
     seed:int=0
 )->dict: # the run
     "Train the RigCNN of a primary character and save weights, card and run"
-    tic = time.time(); rig = character(primary); store = face_store('ferplus'); target,dist,poses,_ = pairs_for(store, rig, seed=seed); start = load_hcnn()
+    tic = time.time(); rig = character(primary); store = face_store('ferplus'); target,dist,poses = pairs_for(store, rig, seed=seed); start = load_hcnn()
     net,_ = train_rig_cnn(store, target, rig, start, preset, Path(cfg.cache)/'training'/f'rig_cnn-{primary}-{preset}-{seed}', resume=True, seed=seed)
     return publish_rig_cnn(net, rig, store, target, RIG_PRESETS[preset], preset, seed, start.card['sha256'], (time.time()-tic)/3600)
 
-def publish_rig_cnn(net, rig, store, target, p, preset, seed, hcnn_sha, hours):
+def publish_rig_cnn(net, rig, store, target, p, preset, seed, hcnn_sha, hours, note=''):
     "Gain, card, weights and run of a trained RigCNN; uses training and validation faces only"
     size = p.stages[-1][0]; at = np.flatnonzero(store.table.split=='validation')
     sc = lambda w: (w-net.default.numpy())/(net.hi-net.lo).numpy()
     net.gain.fill_(fit_gain(run_batches(net, store.faces[at], size=size).numpy(), sc(target[at])))
     card = dict(kind='rig_cnn', build=card_build(net), size=size, registration=KIND, preprocessing='registered face, RGB in [0,1]; grey and standardised inside the network', primary=rig.name,
-        data='FER+ training faces paired with sampled poses by label and geometry', hcnn=hcnn_sha, preset=preset, arguments=asdict(p), seed=seed, licence=_LICENCE)
+        data='FER+ training faces paired with sampled poses by label and geometry', hcnn=hcnn_sha, preset=preset, arguments=asdict(p), seed=seed, note=note, licence=_LICENCE)
     f = save_model(net, _weights(f'rig_cnn__{rig.name}'), card); net = load_rig_cnn(rig)
-    run = dict(data='FER+ train, pairs by label and geometry; figures on FER+ validation', primary=rig.name, preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2), gain=float(net.gain[0]), validation=rate_rig_cnn(net, store, target, size))
+    run = dict(data='FER+ train, pairs by label and geometry; figures on FER+ validation', primary=rig.name, preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2), note=note, gain=float(net.gain[0]), validation=rate_rig_cnn(net, store, target, size))
     save_run('rig_cnn', run, ('blocks','hcnn','loaders','poses','preprocess','registration','rig_cnn','training'), {f'rig_cnn__{rig.name}':net.card['sha256'], 'hcnn':hcnn_sha})
     return run
 
