@@ -218,6 +218,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'exprgen_nb.nilo.make_nilo': ('nilo.html#make_nilo', 'exprgen_nb/nilo.py'),
                                  'exprgen_nb.nilo.open_face': ('nilo.html#open_face', 'exprgen_nb/nilo.py'),
                                  'exprgen_nb.nilo.pose': ('nilo.html#pose', 'exprgen_nb/nilo.py'),
+                                 'exprgen_nb.nilo.rim': ('nilo.html#rim', 'exprgen_nb/nilo.py'),
                                  'exprgen_nb.nilo.settle': ('nilo.html#settle', 'exprgen_nb/nilo.py'),
                                  'exprgen_nb.nilo.shirt': ('nilo.html#shirt', 'exprgen_nb/nilo.py'),
                                  'exprgen_nb.nilo.slope': ('nilo.html#slope', 'exprgen_nb/nilo.py'),

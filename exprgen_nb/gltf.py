@@ -112,14 +112,14 @@ def _animation(rig, poses, fps, buf):
     moving = {n: [_plain(x) for x in w[:,c]] for c,n in enumerate(rig.names) if (w[:,c]!=rig.default[c]).any()}
     return dict(name=rig.name, samplers=[dict(input=t, output=out, interpolation='LINEAR')], channels=[dict(sampler=0, target=dict(node=0, path='weights'))], extras=dict(fps=fps, controls=moving))
 
-# %% ../notebooks/27_gltf.ipynb #d1594df2
+# %% ../notebooks/27_gltf.ipynb #7dfb1eb4
 def glb_bytes(
     rig,            # a `Rig` of `21_rig`
     w=None,         # (C,) control values the file opens with, or names and values as `rig.vector` reads them; None: the rig's default
     poses=None,     # (N,C) control values in time, the animation; None: no animation
     fps:float=30,   # poses a second
     ao:float=.5,    # share of the ambient occlusion painted into the colours, 0..1
-    normals:bool=True, # whether shapes turn the normals too; without, the file is a third smaller and shades a little flatter
+    normals:bool=True, # whether shapes turn the normals too; without, the file is some 40 % smaller and shades a little flatter
 )->bytes: # a GLB, glTF 2.0 in binary
     "A rig as one glTF file: named morph targets, opening with the expression `w`"
     w = rig.vector({} if w is None else w); prims,buf = _rest(rig, ao, normals); shapes = [s.name for s in rig.shapes]
@@ -140,7 +140,7 @@ def _pack(g, buf):
     js = json.dumps(g, separators=(',',':'), ensure_ascii=False, allow_nan=False).encode(); js += b' '*(-len(js)%4)
     return b''.join([struct.pack('<4sII', b'glTF', 2, 28+len(js)+at), struct.pack('<I4s', len(js), b'JSON'), js, struct.pack('<I4s', at, b'BIN\0'), *buf.data.values()])
 
-# %% ../notebooks/27_gltf.ipynb #ef681608
+# %% ../notebooks/27_gltf.ipynb #d1f27061
 def write_gltf(
     rig,            # a `Rig` of `21_rig`
     path:str|Path,  # file to write, ending in .glb; an older one is replaced
@@ -148,7 +148,7 @@ def write_gltf(
     poses=None,     # (N,C) control values in time, the animation; None: no animation
     fps:float=30,   # poses a second
     ao:float=.5,    # share of the ambient occlusion painted into the colours, 0..1
-    normals:bool=True, # whether shapes turn the normals too; without, the file is a third smaller and shades a little flatter
+    normals:bool=True, # whether shapes turn the normals too; without, the file is some 40 % smaller and shades a little flatter
 )->Path: # the file written
     "Write a rig, an expression on it, as one GLB"
     path = Path(path)

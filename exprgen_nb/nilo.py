@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EX', 'EY', 'EZ', 'R', 'MW', 'MY', 'GAP', 'SKIN', 'LIP', 'HAIR', 'GUM', 'SHIRT', 'LN', 'LM', 'BN', 'BM', 'CONTROLS',
            'NAMES', 'SIDEWAYS', 'BETWEEN', 'PAIRS', 'face', 'lips', 'close', 'open_face', 'hair', 'shirt', 'lid',
-           'slope', 'brow_points', 'brow_mask', 'brow_move', 'teeth', 'settle', 'Head', 'spread', 'pose',
+           'slope', 'brow_points', 'brow_mask', 'brow_move', 'teeth', 'settle', 'rim', 'Head', 'spread', 'pose',
            'landmark_points', 'code_version', 'bake', 'make_nilo']
 
 # %% ../notebooks/24a_nilo.ipynb #f16e5fec
@@ -145,7 +145,7 @@ def _controls():
     return tuple(c for n,lo,about in both for c in side(n,lo,about))+tuple(Control(n, lo, 1, 0, 'M', n.split('.')[0], a) for n,lo,a in mid)
 CONTROLS = _controls(); NAMES = [c.name for c in CONTROLS]
 
-# %% ../notebooks/24a_nilo.ipynb #2e77aa47
+# %% ../notebooks/24a_nilo.ipynb #106f853b
 _STRETCH = ((0, [0,.30,.62,1.0], [0,.46,.80,.98]), (1, [-1.2,-.80,-.64,-.54,-.30,-.22,-.10,.02,.30,.55,1.08], [-1.10,-.94,-.76,-.60,.12,.22,.36,.50,.90,1.09,1.32]), (2, [-.86,.2,.98], [-.56,.06,.98]))
 def settle(sdf, v, far=.012):
     "Vertices moved onto the surface again, at most `far`; thinning leaves them a little off"
@@ -153,13 +153,17 @@ def settle(sdf, v, far=.012):
         g = np.stack([sdf(np.float32(v+k))-sdf(np.float32(v-k)) for k in np.eye(3)*.004], -1)/.008; g[v[:,0]==0,0] = 0
         v = v-g*np.clip(sdf(np.float32(v))/np.maximum((g*g).sum(1), .05), -far, far)[:,None]
     return v
+def rim(f, seam):
+    "Which vertices lie on a cut of the mesh (an edge with one triangle), the seam in the middle not counted"
+    e = np.sort(np.concatenate([f[:,[0,1]], f[:,[1,2]], f[:,[2,0]]]), 1); e,n = np.unique(e, axis=0, return_counts=True); e = e[n==1]
+    out = np.zeros(len(seam), bool); out[e[~seam[e].all(1)].ravel()] = True; return out
 class Head:
     "The parts of Nilo at rest, and `pose`: what the controls do"
     def __init__(self, triangles=8400):
         ax = (axis((0,.56,32), (.56,1.0,12)), axis((-1.2,-.82,10), (-.82,-.62,9), (-.62,-.24,25), (-.24,-.08,7), (-.08,.40,27), (.40,.54,7), (.54,1.08,11)), axis((-.86,.2,16), (.2,.98,34)))
         v,f = march_half(_open_face, ax); c = v[f].mean(1)
         seen = (np.linalg.norm(sides(c)-[EX,EY,EZ], axis=1)>R*.97)&(hair(np.float32(c))>-.05)&(shirt(np.float32(c))>-.10)
-        v,f = used(v, f[seen]); v,f = used(*thin(v, f, triangles//2, _STRETCH)); v[np.abs(v[:,0])<2e-3,0] = 0; v,f = mirrored(settle(_open_face, v), f)
+        v,f = used(v, f[seen]); v,f = used(*thin(v, f, triangles//2, _STRETCH)); v[np.abs(v[:,0])<2e-3,0] = 0; seam, cut = v[:,0]==0, rim(f, v[:,0]==0); v = np.where(cut[:,None], v, settle(_open_face, relax(v, f, 3, seam))); v,f = mirrored(v, f)
         self.label = np.where(v[:,1]>MY, 1., -1.); P = self.P = close(np.float32(v)).astype(float); self.list = []
         self._skin(P, f)
         for s,S in ((1,'L'), (-1,'R')): self._eye(s, S)

@@ -119,16 +119,16 @@ def key_poses(
     head = pd.DataFrame([(rig.name,e,v,f'{e}/{fam}',1.) for e,fam,v,_ in rows], columns=['character','expression','variant','family','intensity'])
     return pd.concat([head, pd.DataFrame(np.stack([rig.vector(t) for *_,t in rows]), columns=list(rig.names))], axis=1)
 
-# %% ../notebooks/25_poses.ipynb #cbce2fce
+# %% ../notebooks/25_poses.ipynb #1152f855
 _ANY = 'eye.lookLR -.35 .35 eye.lookUD -.25 .2 lid.blink 0 .12 eyes.pupil -.3 .3 mouth.shiftLR -.08 .08 jaw.sideLR -.08 .08 brow.midUD -.12 .12 mouth.cornerLR -.15 .15 lid.lowerUD -.15 .15 mouth.UD -.1 .1 nose.flare -.1 .1'
 FREEDOM = MappingProxyType(dict(nilo=dict( # control, least and most that is added at full intensity
     anger='brow.outerUD -.3 .3 brow.midUD -.25 .15 lid.wide 0 .4 lid.squint -.15 .35 jaw.open 0 .35 mouth.stretch 0 .3 mouth.cornerUD -.2 .2 mouth.upperLip 0 .2 mouth.lowerLip 0 .3',
     disgust='brow.midUD -.25 .25 brow.outerUD -.2 .2 lid.blink -.1 .15 jaw.open -.1 .3 mouth.cornerUD -.2 .15 mouth.lowerLip 0 .25 mouth.stretch 0 .2 jaw.chinRaise -.2 .1',
     fear='brow.midUD -.2 .35 brow.outerUD -.2 .25 lid.wide -.3 0 jaw.open -.05 .3 mouth.lowerLip -.2 .2 mouth.stretch -.25 0 mouth.cornerUD -.15 .15',
     joy='brow.innerUD -.25 .35 brow.midUD -.35 .4 brow.outerUD -.25 .35 lid.squint -.25 .35 lid.wide 0 .2 jaw.open -.1 .4 mouth.upperLip -.1 .35 mouth.lowerLip 0 .25 mouth.cornerLR -.25 .2 cheek.raise -.3 0',
-    neutral='brow.innerUD -.06 .06 brow.midUD -.2 .22 brow.outerUD -.06 .1 lid.blink 0 .2 lid.wide 0 .15 lid.squint 0 .2 jaw.open 0 .22 mouth.press 0 .4 mouth.cornerUD -.1 .1 mouth.cornerLR -.2 .2 mouth.lowerLip 0 .12',
+    neutral='brow.innerUD -.06 .06 brow.midUD -.2 .22 brow.outerUD -.06 .1 lid.blink 0 .2 lid.wide 0 .15 lid.squint 0 .2 jaw.open 0 .13 mouth.press 0 .4 mouth.cornerUD -.1 .1 mouth.cornerLR -.2 .2 mouth.lowerLip 0 .12',
     sadness='brow.midUD -.25 .3 lid.blink 0 .3 lid.squint 0 .25 jaw.open -.1 .35 mouth.lowerLip 0 .2 mouth.stretch 0 .25 mouth.cornerLR -.25 .15 jaw.chinRaise -.3 .1',
-    surprise='brow.innerUD -.15 .1 brow.outerUD -.25 .15 lid.wide -.3 0 jaw.open -.35 .3 mouth.funnel -.2 .3 mouth.cornerLR -.3 .2 mouth.cornerUD -.1 .25 mouth.upperLip 0 .15')))
+    surprise='brow.innerUD -.15 .1 brow.outerUD -.25 .15 lid.wide -.25 0 jaw.open -.25 .45 mouth.funnel -.2 .3 mouth.cornerLR -.3 .2 mouth.cornerUD -.1 .25 mouth.upperLip 0 .15')))
 
 # %% ../notebooks/25_poses.ipynb #d427d81f
 def _freedom(rig, expression):

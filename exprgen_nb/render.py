@@ -80,7 +80,7 @@ LIGHTS = dict(
     evening=(Light('key', (1.15,.93,.70), (-.70,.25,.66), shadow=.8), Light('fill', (.16,.20,.30), (.8,.2,.5)), Light('rim', (.20,.26,.40), (.6,.6,-.4)), Light('ambient', (.26,.27,.33), ground=(.22,.16,.13))),
     cool=(Light('key', (.86,.95,1.06), (-.25,.60,.75), shadow=.75), Light('fill', (.26,.22,.19), (.8,-.1,.6)), _RIM, Light('ambient', (.29,.32,.36), ground=(.18,.18,.20))))
 
-# %% ../notebooks/22_render.ipynb #52917bf6
+# %% ../notebooks/22_render.ipynb #b087208f
 _KEY_DIR,_KEY,_FILL_DIR,_FILL,_RIM_DIR,_RIM_ROW,_SKY,_GROUND,_SHADOW,_HALFWAY = range(10)
 
 def _light_table(lights):
@@ -94,6 +94,7 @@ def _light_table(lights):
     for l in lights:
         if l.kind not in rows: raise ValueError(f"a light is one of {', '.join(rows)}, not '{l.kind}'")
         if l.kind in seen: raise ValueError(f'two lights of kind {l.kind}: a set has at most one of each')
+        if not np.isfinite([*l.color,*l.direction,*l.ground,l.shadow]).all(): raise ValueError(f'{l.kind} light: {l} has a value that is no finite number')
         seen.add(l.kind); d,c = rows[l.kind]; T[c] = l.color
         if d is not None:
             length = np.linalg.norm(l.direction)
@@ -103,7 +104,7 @@ def _light_table(lights):
         if l.kind=='key': h = T[_KEY_DIR]+np.float32([0,0,1]); T[_SHADOW] = l.shadow; T[_HALFWAY] = h/max(np.linalg.norm(h), 1e-6)
     return T
 
-# %% ../notebooks/22_render.ipynb #92408fbe
+# %% ../notebooks/22_render.ipynb #ec7f923b
 _jit = nb.njit(nogil=True, cache=True, error_model='numpy') # no fastmath: same input, same bytes
 _F0,_F1,_HALF = np.float32(0),np.float32(1),np.float32(.5)
 
@@ -114,7 +115,8 @@ _BYTE = np.round(255*np.where(_x<=.0031308, _x*12.92, 1.055*_x**(1/2.4)-.055)).a
 
 @_jit
 def _linear(c):
-    c = min(max(c,_F0),_F1)*np.float32(1024); j = int(c)
+    if not c>_F0: return _F0 # black, and so is what is no number: it must never become an index
+    c = min(c,_F1)*np.float32(1024); j = int(c)
     return _LINEAR[j]+(c-j)*(_LINEAR[j+1]-_LINEAR[j])
 
 # %% ../notebooks/22_render.ipynb #f5bde974
@@ -386,17 +388,20 @@ def cores()->int: # at least 1
     "Processor cores this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../notebooks/22_render.ipynb #786b16e3
+# %% ../notebooks/22_render.ipynb #95c98883
 def contact_sheet(
     images, # pictures (H,W,3) uint8, or PIL images
     labels=None, # a line under each, or None
     cols:int|None=None, # pictures in a row; None: about square
+    size:int|None=None, # width of every picture, px; None: that of the first
     gap:int=6, # px between pictures
 )->Image.Image: # RGB
     "Pictures in rows, with a line of text under each"
     ims = [Image.fromarray(np.asarray(i)).convert('RGB') for i in images]
     if not ims: raise ValueError('a contact sheet needs at least one picture')
-    w,h = ims[0].size; cols = min(cols or int(np.ceil(len(ims)**.5)), len(ims)); rows = -(-len(ims)//cols)
+    w,h = ims[0].size
+    if size: w,h = size,max(1, round(h*size/w))
+    cols = min(cols or int(np.ceil(len(ims)**.5)), len(ims)); rows = -(-len(ims)//cols)
     labels = list(labels) if labels is not None else []
     pt = min(22, max(11, w//16)); font = ImageFont.load_default(pt); text = int(pt*1.6) if any(labels) else 0
     sheet = Image.new('RGB', (cols*(w+gap)+gap, rows*(h+text+gap)+gap), 'white'); draw = ImageDraw.Draw(sheet)
