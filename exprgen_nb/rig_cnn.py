@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'reference', 'pose_features', 'match_pairs', 'within_class', 'RigCNN', 'rig_cnn', 'train_rig_cnn',
-           'weighted_square_loss', 'mirror_scaled', 'fit_gain', 'liveliness', 'load_rig_cnn', 'card_build']
+           'weighted_square_loss', 'mirror_scaled', 'fit_sharpening', 'liveliness', 'load_rig_cnn', 'card_build']
 
 # %% ../notebooks/36_rig_cnn.ipynb #7340cca3
 from dataclasses import asdict
@@ -70,25 +70,30 @@ def within_class(
         out[rows] = (geo[rows]-some.mean(0))/np.maximum(some.std(0), 1e-4)
     return out
 
-# %% ../notebooks/36_rig_cnn.ipynb #163e5341
+# %% ../notebooks/36_rig_cnn.ipynb #1104a36b
 class RigCNN(FaceNet):
     "Registered face -> control vector of one rig (paper §4.2.1)"
     def __init__(self,
         names:tuple, # C control names, in the rig's order
         lo:tuple, # (C,) lower limits
         hi:tuple, # (C,) upper limits
-        default:tuple, # (C,) rest values
-        gain:tuple|float=1. # factor on the distance from rest, set after training (ours; see `fit_gain`)
+        default:tuple # (C,) rest values
     ):
         super().__init__(n_hidden=len(names), n_out=len(names)); self.names = tuple(names)
         for k,v in dict(lo=lo, hi=hi, default=default).items(): self.register_buffer(k, torch.as_tensor(v, dtype=torch.float32))
-        self.register_buffer('gain', torch.as_tensor(gain, dtype=torch.float32).expand(len(names)).clone())
+        for k,v in _unsharpened(len(names)).items(): self.register_buffer(k, v) # see `fit_sharpening`
     def scaled(self, w): return (w-self.default)/(self.hi-self.lo)
     def controls(self,
         img:torch.Tensor # (B,3,S,S) registered faces in [0,1]
     )->torch.Tensor: # (B,C) in the rig's units, within its limits
         "Control vectors, clamped"
-        return (self(img)*self.gain*(self.hi-self.lo)+self.default).clamp(self.lo, self.hi)
+        return (self.sharpen(self(img))*(self.hi-self.lo)+self.default).clamp(self.lo, self.hi)
+    def sharpen(self, y):
+        "Give unsure answers back their strength (ours, see `fit_sharpening`)"
+        s = (-((y[:,None]-self.said)**2).sum(-1)/(2*self.width)).softmax(-1)
+        return s@self.meant+self.spread*(y-s@self.said)
+
+def _unsharpened(C): return dict(said=torch.zeros(len(EXPRESSIONS),C), meant=torch.zeros(len(EXPRESSIONS),C), spread=torch.ones(C), width=torch.ones(1))
 
 def rig_cnn(
     rig, # the primary character
@@ -149,29 +154,33 @@ def mirror_scaled(rig):
 PRESETS = dict(fast=preset('fast', stages=((48,2),(64,5)), lr=2e-3, balance=.3),
     paper=preset('paper', stages=((256,30),), lr=1e-4), tiny=preset('tiny', stages=((32,10),), lr=4e-3)) # the paper's rate for this net is a tenth of the HCNN's
 
-# %% ../notebooks/36_rig_cnn.ipynb #c2208164
-def fit_gain(
-    pred:np.ndarray, # (N,C) scaled predictions on validation photos
+# %% ../notebooks/36_rig_cnn.ipynb #be69fd2d
+def fit_sharpening(
+    net:RigCNN, # changed in place
+    pred:np.ndarray, # (N,C) the network's own scaled answers, on validation photos
     target:np.ndarray, # (N,C) scaled targets
-    most:float=1.6
-)->float:
-    "Factor that brings the predictions' mean norm to the targets'"
-    return float(np.clip(np.linalg.norm(target,axis=1).mean()/max(np.linalg.norm(pred,axis=1).mean(),1e-6), 1., most))
+    label:np.ndarray, # (N,) class numbers
+    most:float=1.5 # no spread grows by more
+)->RigCNN:
+    "Fit `sharpen` on validation photos; every class must occur"
+    k = range(len(EXPRESSIONS)); said, meant = (np.stack([a[label==i].mean(0) for i in k]) for a in (pred,target))
+    r, q = pred-said[label], target-meant[label]
+    spread = np.clip(np.sqrt((q**2).mean(0)/np.maximum((r**2).mean(0), 1e-8)), 1, most)
+    for n,v in dict(said=said, meant=meant, spread=spread, width=[(r**2).sum(1).mean()/2]).items(): getattr(net,n).copy_(torch.as_tensor(np.asarray(v), dtype=torch.float32))
+    return net
 
 def liveliness(
-    net:RigCNN, # with gain
+    net:RigCNN,
     w:np.ndarray, # (N,C) its controls for N photos of one class
     target:np.ndarray # (N,C) their targets
-)->dict: # important controls, the smallest spread among them, norm ratio
+)->dict: # important controls, the smallest spread among them, names below .05, norm ratio
     "Within-class spread of the important controls (mean target at least .1 of the range from rest), and the norm ratio"
     s = lambda v: (np.asarray(v)-net.default.numpy())/(net.hi-net.lo).numpy()
     p,t = s(w),s(target); important = np.abs(t).mean(0)>=.1; sd = p.std(0)
-    return dict(important=int(important.sum()), smallest_sd=float(sd[important].min()) if important.any() else None,
-                share_sd_ok=float((sd[important]>=.05).mean()) if important.any() else None, median_sd=float(np.median(sd[important])) if important.any() else None,
-                low=[n for n,i,v in zip(net.names,important,sd) if i and v<.05],
-                norm_ratio=float(np.linalg.norm(p,axis=1).mean()/np.maximum(np.linalg.norm(t,axis=1).mean(),1e-6)))
+    return dict(important=int(important.sum()), smallest_sd=float(sd[important].min()) if important.any() else None, median_sd=float(np.median(sd[important])) if important.any() else None,
+                below=[n for n,i,v in zip(net.names,important,sd) if i and v<.05], norm_ratio=float(np.linalg.norm(p,axis=1).mean()/np.maximum(np.linalg.norm(t,axis=1).mean(),1e-6)))
 
-# %% ../notebooks/36_rig_cnn.ipynb #27d0e3f4
+# %% ../notebooks/36_rig_cnn.ipynb #2ac08057
 def load_rig_cnn(
     rig, # the primary character
     path:str|Path|None=None # None: the weights that come with the package
@@ -187,4 +196,4 @@ def load_rig_cnn(
 
 def card_build(net:RigCNN)->dict: # arguments that rebuild the network
     "What `save_model` writes as `build`"
-    return dict(names=list(net.names), **{k:getattr(net,k).tolist() for k in ('lo','hi','default','gain')})
+    return dict(names=list(net.names), **{k:getattr(net,k).tolist() for k in ('lo','hi','default')})

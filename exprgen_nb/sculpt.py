@@ -37,7 +37,7 @@ def smooth(x, a, b): t = np.clip((x-a)/(b-a), 0, 1); return t*t*(3-2*t) # 0 belo
 def bump(x, c, r): return np.exp(-((x-c)/r)**2) # 1 at c, falling off over r
 def sides(p): return np.abs(p*[1,0,0])+p*[0,1,1] # the right side folded onto the left
 
-# %% ../notebooks/23_sculpt.ipynb #baea636b
+# %% ../notebooks/23_sculpt.ipynb #bab83bcf
 def axis(*pieces): return np.unique(np.concatenate([np.linspace(a, b, n) for a,b,n in pieces])).astype(np.float32) # (from, to, points) pieces
 def march(sdf, axes):
     "Zero level of a shape on a grid: vertices, triangles"
@@ -76,8 +76,8 @@ def mirrored(v, f):
     v = np.concatenate([v, v[~seam]*[-1,1,1]]); f = np.concatenate([f, other[f][:,::-1]])
     return v, outward(v, f)
 def outward(v, f):
-    "Triangles turned so that the volume they enclose is positive"
-    a,b,c = v[f[:,0]], v[f[:,1]], v[f[:,2]]
+    "Triangles turned so that the volume they enclose about their middle is positive (an open shell has another sign about a far point)"
+    a,b,c = (v[f[:,k]]-v.mean(0) for k in range(3))
     return f if np.einsum('ij,ij->', a, np.cross(b, c))>0 else f[:,::-1]
 def grid_faces(n, m):
     "Triangles of an n × m grid of vertices"

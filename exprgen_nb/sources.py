@@ -6,16 +6,17 @@
 __all__ = ['FERPLUS_VOTES', 'SOURCES', 'read_bytes', 'read_folder', 'read_ferplus', 'read_press', 'read_source', 'splits',
            'leak_check', 'balance']
 
-# %% ../notebooks/14_sources.ipynb #f1fbfbea
-import hashlib, io, zipfile
+# %% ../notebooks/14_sources.ipynb #b64f73bc
+import hashlib, io, os, zipfile
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import EXPRESSIONS, cfg
 
-# %% ../notebooks/14_sources.ipynb #ec34174c
+# %% ../notebooks/14_sources.ipynb #c7be8897
 @lru_cache(maxsize=8)
-def _archive(path): return zipfile.ZipFile(path)
+def _open(path, pid): return zipfile.ZipFile(path)
+def _archive(path): return _open(str(path), os.getpid()) # a forked process must not share its parent's place in the file
 
 def read_bytes(
     path:str|Path # a file, or `archive.zip!member`

@@ -6,7 +6,7 @@
 __all__ = ['SIZE', 'KIND', 'face_store', 'rate', 'rate_hcnn', 'train_shipped_hcnn', 'publish_hcnn', 'pairs_for',
            'train_shipped_rig_cnn', 'publish_rig_cnn', 'rate_rig_cnn', 'train']
 
-# %% ../notebooks/39_train.ipynb #4667b36f
+# %% ../notebooks/39_train.ipynb #c3711afa
 from dataclasses import asdict
 from pathlib import Path
 import time
@@ -18,7 +18,7 @@ from .hcnn import PRESETS as HCNN_PRESETS, load_hcnn, predict_expression, train_
 from .metrics import accuracy, bootstrap_interval, confusion, macro_recall
 from .poses import key_poses, sample_poses
 from .preprocess import preprocess
-from .rig_cnn import PRESETS as RIG_PRESETS, card_build, fit_gain, liveliness, load_rig_cnn, match_pairs, pose_features, train_rig_cnn, within_class
+from .rig_cnn import PRESETS as RIG_PRESETS, card_build, fit_sharpening, liveliness, load_rig_cnn, match_pairs, pose_features, train_rig_cnn, within_class
 from .sources import read_source
 
 # %% ../notebooks/39_train.ipynb #f339fec9
@@ -98,7 +98,7 @@ def pairs_for(
     target,near,dist = match_pairs(people, store.table.expression.to_numpy(), geo, poses.expression.to_numpy(), w, k)
     return target, dist, poses
 
-# %% ../notebooks/39_train.ipynb #6ab944c4
+# %% ../notebooks/39_train.ipynb #4b879f57
 def train_shipped_rig_cnn(
     primary:str='nilo',
     preset:str='fast',
@@ -110,20 +110,20 @@ def train_shipped_rig_cnn(
     return publish_rig_cnn(net, rig, store, target, RIG_PRESETS[preset], preset, seed, start.card['sha256'], (time.time()-tic)/3600)
 
 def publish_rig_cnn(net, rig, store, target, p, preset, seed, hcnn_sha, hours, note=''):
-    "Gain, card, weights and run of a trained RigCNN; uses training and validation faces only"
-    size = p.stages[-1][0]; at = np.flatnonzero(store.table.split=='validation')
-    sc = lambda w: (w-net.default.numpy())/(net.hi-net.lo).numpy()
-    net.gain.fill_(fit_gain(run_batches(net, store.faces[at], size=size).numpy(), sc(target[at])))
+    "Sharpening, card, weights and run of a trained RigCNN; uses training and validation faces only"
+    size = p.stages[-1][0]; at = np.flatnonzero(store.table.split=='validation'); fit, check = at[::2], at[1::2] # one half sharpens, the other measures
+    label = np.array([EXPRESSIONS.index(e) for e in store.table.expression]); sc = lambda w: (w-net.default.numpy())/(net.hi-net.lo).numpy()
+    fit_sharpening(net, run_batches(net, store.faces[fit], size=size).numpy(), sc(target[fit]), label[fit])
     card = dict(kind='rig_cnn', build=card_build(net), size=size, registration=KIND, preprocessing='registered face, RGB in [0,1]; grey and standardised inside the network', primary=rig.name,
         data='FER+ training faces paired with sampled poses by label and geometry', hcnn=hcnn_sha, preset=preset, arguments=asdict(p), seed=seed, note=note, licence=_LICENCE)
     f = save_model(net, _weights(f'rig_cnn__{rig.name}'), card); net = load_rig_cnn(rig)
-    run = dict(data='FER+ train, pairs by label and geometry; figures on FER+ validation', primary=rig.name, preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2), note=note, gain=float(net.gain[0]), validation=rate_rig_cnn(net, store, target, size))
+    run = dict(data='FER+ train, pairs by label and geometry; sharpened on one half of FER+ validation, measured on the other', primary=rig.name, preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2), note=note, validation=rate_rig_cnn(net, store, target, size, check))
     save_run('rig_cnn', run, ('blocks','hcnn','loaders','poses','preprocess','registration','rig_cnn','training'), {f'rig_cnn__{rig.name}':net.card['sha256'], 'hcnn':hcnn_sha})
     return run
 
-def rate_rig_cnn(net, store, target, size, n=50, seed=0):
-    "Error over validation faces, and liveliness over `n` of them a class"
-    at = np.flatnonzero(store.table.split=='validation'); w = run_batches(net, store.faces[at], size=size, what='controls').numpy()
+def rate_rig_cnn(net, store, target, size, at, n=50, seed=0):
+    "Error over the faces `at`, and liveliness over `n` of them a class (all where there are fewer)"
+    w = run_batches(net, store.faces[at], size=size, what='controls').numpy()
     sc = lambda w: (w-net.default.numpy())/(net.hi-net.lo).numpy(); rng = np.random.default_rng(seed); mean = target[(store.table.split=='train').to_numpy()].mean(0)
     out = dict(n=len(at), mean_absolute_error=float(np.abs(sc(w)-sc(target[at])).mean()), same_pose_for_all=float(np.abs(sc(mean[None])-sc(target[at])).mean()), classes={})
     for e in EXPRESSIONS:
