@@ -70,7 +70,7 @@ def within_class(
         out[rows] = (geo[rows]-some.mean(0))/np.maximum(some.std(0), 1e-4)
     return out
 
-# %% ../notebooks/36_rig_cnn.ipynb #1104a36b
+# %% ../notebooks/36_rig_cnn.ipynb #aef522e7
 class RigCNN(FaceNet):
     "Registered face -> control vector of one rig (paper §4.2.1)"
     def __init__(self,
@@ -91,9 +91,9 @@ class RigCNN(FaceNet):
     def sharpen(self, y):
         "Give unsure answers back their strength (ours, see `fit_sharpening`)"
         s = (-((y[:,None]-self.said)**2).sum(-1)/(2*self.width)).softmax(-1)
-        return s@self.meant+self.spread*(y-s@self.said)
+        return s@self.meant+(s@self.spread)*(y-s@self.said)
 
-def _unsharpened(C): return dict(said=torch.zeros(len(EXPRESSIONS),C), meant=torch.zeros(len(EXPRESSIONS),C), spread=torch.ones(C), width=torch.ones(1))
+def _unsharpened(C): return dict(said=torch.zeros(len(EXPRESSIONS),C), meant=torch.zeros(len(EXPRESSIONS),C), spread=torch.ones(len(EXPRESSIONS),C), width=torch.ones(1))
 
 def rig_cnn(
     rig, # the primary character
@@ -154,19 +154,19 @@ def mirror_scaled(rig):
 PRESETS = dict(fast=preset('fast', stages=((48,2),(64,5)), lr=2e-3, balance=.3),
     paper=preset('paper', stages=((256,30),), lr=1e-4), tiny=preset('tiny', stages=((32,10),), lr=4e-3)) # the paper's rate for this net is a tenth of the HCNN's
 
-# %% ../notebooks/36_rig_cnn.ipynb #be69fd2d
+# %% ../notebooks/36_rig_cnn.ipynb #43f037f4
 def fit_sharpening(
     net:RigCNN, # changed in place
     pred:np.ndarray, # (N,C) the network's own scaled answers, on validation photos
-    target:np.ndarray, # (N,C) scaled targets
+    target:np.ndarray, # (N,C) scaled nearest poses (`k=1`: single poses, which vary as poses do)
     label:np.ndarray, # (N,) class numbers
-    most:float=1.5 # no spread grows by more
+    most:float=2. # no spread grows by more
 )->RigCNN:
     "Fit `sharpen` on validation photos; every class must occur"
     k = range(len(EXPRESSIONS)); said, meant = (np.stack([a[label==i].mean(0) for i in k]) for a in (pred,target))
-    r, q = pred-said[label], target-meant[label]
-    spread = np.clip(np.sqrt((q**2).mean(0)/np.maximum((r**2).mean(0), 1e-8)), 1, most)
-    for n,v in dict(said=said, meant=meant, spread=spread, width=[(r**2).sum(1).mean()/2]).items(): getattr(net,n).copy_(torch.as_tensor(np.asarray(v), dtype=torch.float32))
+    spread = np.stack([np.clip(target[label==i].std(0)/np.maximum(pred[label==i].std(0), 1e-4), 1, most) for i in k])
+    width = [((pred-said[label])**2).sum(1).mean()/4] # a quarter of the squared distance within a class: the nearest class mean decides, softly
+    for n,v in dict(said=said, meant=meant, spread=spread, width=width).items(): getattr(net,n).copy_(torch.as_tensor(np.asarray(v), dtype=torch.float32))
     return net
 
 def liveliness(

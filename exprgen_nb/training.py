@@ -98,7 +98,7 @@ def pairs_for(
     target,near,dist = match_pairs(people, store.table.expression.to_numpy(), geo, poses.expression.to_numpy(), w, k)
     return target, dist, poses
 
-# %% ../notebooks/39_train.ipynb #4b879f57
+# %% ../notebooks/39_train.ipynb #a36e140d
 def train_shipped_rig_cnn(
     primary:str='nilo',
     preset:str='fast',
@@ -113,7 +113,7 @@ def publish_rig_cnn(net, rig, store, target, p, preset, seed, hcnn_sha, hours, n
     "Sharpening, card, weights and run of a trained RigCNN; uses training and validation faces only"
     size = p.stages[-1][0]; at = np.flatnonzero(store.table.split=='validation'); fit, check = at[::2], at[1::2] # one half sharpens, the other measures
     label = np.array([EXPRESSIONS.index(e) for e in store.table.expression]); sc = lambda w: (w-net.default.numpy())/(net.hi-net.lo).numpy()
-    fit_sharpening(net, run_batches(net, store.faces[fit], size=size).numpy(), sc(target[fit]), label[fit])
+    fit_sharpening(net, run_batches(net, store.faces[fit], size=size).numpy(), sc(pairs_for(store, rig, k=1, seed=seed)[0][fit]), label[fit])
     card = dict(kind='rig_cnn', build=card_build(net), size=size, registration=KIND, preprocessing='registered face, RGB in [0,1]; grey and standardised inside the network', primary=rig.name,
         data='FER+ training faces paired with sampled poses by label and geometry', hcnn=hcnn_sha, preset=preset, arguments=asdict(p), seed=seed, note=note, licence=_LICENCE)
     f = save_model(net, _weights(f'rig_cnn__{rig.name}'), card); net = load_rig_cnn(rig)
