@@ -9,7 +9,7 @@ __all__ = ['transfer', 'characters', 'ced', 'cache', 'main']
 import argparse, sys, time
 from pathlib import Path
 
-# %% ../notebooks/49_cli.ipynb #7aff19ad
+# %% ../notebooks/49_cli.ipynb #33cada21
 def _stems(photos):
     "A file stem for each photo, numbered where two are the same"
     seen, out = {}, []
@@ -23,12 +23,13 @@ def transfer(
     primary:str|None=None, # character that the network drives
     out:str='.', # folder for the results
     verbose:bool=False # print every stage with its milliseconds
-)->int: # exit status: 0, or 1 when a photo failed
+)->int: # exit status: 0; 1 when a photo failed; 2 when nothing could start
     "Transfer the expression of each photo and write the results"
     from exprgen_nb.pictures import PictureError
     from exprgen_nb.transfer import ExprGen
-    tic = time.perf_counter(); gen = ExprGen(primary=primary, characters=to if to=='all' else tuple(to.split(',')))
-    gen.landmarker, gen.hcnn
+    tic = time.perf_counter()
+    try: gen = ExprGen(primary=primary, characters=to if to=='all' else tuple(to.split(','))); gen.landmarker, gen.hcnn
+    except (ValueError, OSError, RuntimeError) as e: print(f'exprgen: {e}', file=sys.stderr); return 2
     if verbose: print(f'loading   {(time.perf_counter()-tic)*1e3:7.0f} ms   networks, landmarker, {", ".join(gen.characters)}')
     failed = 0
     for photo,stem in zip(photos, _stems(photos)):
@@ -38,7 +39,8 @@ def transfer(
                 for stage,ms in t.ms.items(): print(f'{stage:<13}{ms:7.1f} ms')
             print(f'{photo}: {t.expression} ({t.probs[t.expression]:.0%}) -> {files["png"]}'+''.join(f'\n  note: {w}' for w in t.warnings))
         except (PictureError, OSError, ValueError) as e:
-            failed += 1; text = str(e); print(f'{photo}: failed: {text if text else type(e).__name__}', file=sys.stderr)
+            failed += 1; text = str(e) or type(e).__name__
+            print('failed: '+(text if Path(photo).name in text else f'{photo}: {text}'), file=sys.stderr)
     if failed: print(f'{failed} of {len(photos)} photos failed', file=sys.stderr)
     return int(failed>0)
 

@@ -55,7 +55,7 @@ def rate_hcnn(
     p = predict_expression(net, s.faces[at])
     return rate([EXPRESSIONS.index(e) for e in s.table.expression.iloc[at]], p.argmax(1), total-len(at))
 
-# %% ../notebooks/39_train.ipynb #e4d9b0db
+# %% ../notebooks/39_train.ipynb #be3aa5d1
 _LICENCE = 'Weights: Apache-2.0. Trained on photos collected from the web for research (FER2013; votes: FER+, MIT); no picture of a person is part of them.'
 
 def _weights(name): return Path(cfg.weights)/f'{name}.safetensors'
@@ -65,7 +65,7 @@ def train_shipped_hcnn(
     seed:int=0
 )->dict: # the run
     "Train the HCNN on FER+ training faces and save weights, card and run"
-    tic = time.time(); p = HCNN_PRESETS[preset]; store = face_store('ferplus', size=SIZE if preset!='paper' else 256)
+    tic = time.time(); p = HCNN_PRESETS[preset]; store = face_store('ferplus', size=SIZE if preset!='paper' else cfg.image_size)
     net,_ = train_hcnn(store, preset, Path(cfg.cache)/'training'/f'hcnn-{preset}-{seed}', resume=True, seed=seed)
     return publish_hcnn(net, p, preset, seed, (time.time()-tic)/3600)
 

@@ -64,7 +64,7 @@ class Transfer:
         name = name or next(iter(self.controls))
         return render(character(name), self.vector(name), size=size, **({} if camera is None else dict(camera=camera)))
 
-# %% ../notebooks/40_transfer.ipynb #4a81685a
+# %% ../notebooks/40_transfer.ipynb #ad6a6f15
 def _crop(t, size):
     "A square of the photo about the face"
     x0,y0,x1,y1 = t.face.box; H,W = t.photo.shape[:2]; half = min(.95*max(x1-x0,y1-y0), min(H,W)/2)
@@ -82,7 +82,7 @@ def summary(
     "What `save` writes as JSON"
     return dict(photo=t.source, expression=t.expression, probabilities={k:round(v,4) for k,v in t.probs.items()},
         face_box=[round(float(v),1) for v in t.face.box], head_pose=dict(zip(('pitch','yaw','roll'), (round(float(v),4) for v in t.pose))),
-        ms={k:round(v,1) for k,v in t.ms.items()}, warnings=t.warnings,
+        ms={k:round(v,1) for k,v in t.ms.items()}, warnings=t.warnings, weights={n.card['kind']:n.card['sha256'][:12] for n in (t.system.net, t.system.hcnn)},
         controls={n:{k:round(float(v),4) for k,v in c.items()} for n,c in t.controls.items()})
 
 def picture(
