@@ -422,12 +422,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'exprgen_nb.transfer.Transfer': ('transfer.html#transfer', 'exprgen_nb/transfer.py'),
                                      'exprgen_nb.transfer.Transfer.expression': ( 'transfer.html#transfer.expression',
                                                                                   'exprgen_nb/transfer.py'),
+                                     'exprgen_nb.transfer.Transfer.picture': ('transfer.html#transfer.picture', 'exprgen_nb/transfer.py'),
                                      'exprgen_nb.transfer.Transfer.pose': ('transfer.html#transfer.pose', 'exprgen_nb/transfer.py'),
                                      'exprgen_nb.transfer.Transfer.probs': ('transfer.html#transfer.probs', 'exprgen_nb/transfer.py'),
                                      'exprgen_nb.transfer.Transfer.render': ('transfer.html#transfer.render', 'exprgen_nb/transfer.py'),
+                                     'exprgen_nb.transfer.Transfer.save': ('transfer.html#transfer.save', 'exprgen_nb/transfer.py'),
+                                     'exprgen_nb.transfer.Transfer.summary': ('transfer.html#transfer.summary', 'exprgen_nb/transfer.py'),
                                      'exprgen_nb.transfer.Transfer.vector': ('transfer.html#transfer.vector', 'exprgen_nb/transfer.py'),
                                      'exprgen_nb.transfer._crop': ('transfer.html#_crop', 'exprgen_nb/transfer.py'),
-                                     'exprgen_nb.transfer._write': ('transfer.html#_write', 'exprgen_nb/transfer.py'),
-                                     'exprgen_nb.transfer.picture': ('transfer.html#picture', 'exprgen_nb/transfer.py'),
-                                     'exprgen_nb.transfer.save': ('transfer.html#save', 'exprgen_nb/transfer.py'),
-                                     'exprgen_nb.transfer.summary': ('transfer.html#summary', 'exprgen_nb/transfer.py')}}}
+                                     'exprgen_nb.transfer._write': ('transfer.html#_write', 'exprgen_nb/transfer.py')}}}
