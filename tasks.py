@@ -73,9 +73,9 @@ def env():
     if found is None or found<NEED or subprocess.call([str(a) for a in pip]+['--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         if subprocess.call([python, '-c', 'import ensurepip, venv'], stderr=subprocess.DEVNULL):
             if not _apt(['python{}.{}-venv'.format(*_version(python))], "Python's venv module"): sys.exit(1)
-        say('Building {} from {}. It takes about 2.7 GB from the Python package index (most of it PyTorch) and 7 GB on the disk; about 100 s on a fast line.'.format(VENV, python))
+        say('Building {} from {}. It takes about 2.8 GB from the Python package index (most of it PyTorch) and 7 GB on the disk; about 100 s on a fast line.'.format(VENV, python))
         call(python, '-m', 'venv', '--clear', VENV)
-    else: say('Bringing {} up to date with pyproject.toml. What is missing is taken from the Python package index, at most about 2.7 GB.'.format(VENV))
+    else: say('Bringing {} up to date with pyproject.toml. What is missing is taken from the Python package index, at most about 2.8 GB.'.format(VENV))
     if STAMP.exists(): STAMP.unlink()
     call(*pip, 'install', '--no-input', '-e', '.[dev]', env=dict(os.environ)) # without our PYTHONPATH, in which pip would find a package installed by nobody
     if subprocess.call([str(PY), '-c', 'import cv2'], env=environ()): sys.exit('OpenCV does not start (above); the line to type stands further up.')
@@ -169,6 +169,14 @@ def _run_notebook(fn):
     ok,_ = test_nb(fn, skip_flags=flags, basepath=ROOT)
     return PASSED if ok else 1
 
+def _chromium():
+    "What is wrong when the browser tests have no browser, else ''; Debian's is installed when we may"
+    def look():
+        r = subprocess.run([str(PY), '-c', 'from exprgen_nb.browser import find_chromium; find_chromium()'], cwd=str(ROOT), env=environ(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return r.stderr.decode(errors='replace').strip().rpartition('\n')[2] if r.returncode else ''
+    bad = look()
+    return look() if 'no Chromium' in bad and _apt(['chromium'], 'Chromium for the tests of the widgets') else bad
+
 class _Job:
     "A notebook that is being tested"
     def __init__(self, fn):
@@ -202,6 +210,9 @@ def test(*words):
         tic = time.time()
         for name,bad in _in_step(): tell(name, time.time()-tic, 'FAILED' if bad else 'ok', bad); tic = time.time()
     todo = [f for d in ('notebooks','nbs_tests') for f in sorted((ROOT/d).glob('*.ipynb')) if not words or any(w in f.name for w in words)]
+    if any('browser' in f.name for f in todo):
+        tic, bad = time.time(), _chromium()
+        if bad: tell('Chromium', time.time()-tic, 'FAILED', bad)
     jobs = []
     try:
         while todo or jobs:

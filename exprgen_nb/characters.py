@@ -12,9 +12,9 @@ import exprgen_nb
 from .core import cfg
 from .rig import Rig, load_rig
 
-# %% ../notebooks/24_characters.ipynb #d9c326f5
+# %% ../notebooks/24_characters.ipynb #04c7ec51
 ASSETS = Path(exprgen_nb.__file__).parent/'assets' # our characters, one file each
-DATABASE_CHARACTERS = ('nilo',)                    # in the training database
+DATABASE_CHARACTERS = ('nilo','ama')               # in the training database
 NEW_CHARACTERS = ()                                # never seen in training
 CHARACTERS = DATABASE_CHARACTERS+NEW_CHARACTERS
 

@@ -67,7 +67,7 @@ def cache(clear:bool=False)->int:
     if clear: shutil.rmtree(cfg.cache, ignore_errors=True); print('cache cleared')
     return 0
 
-# %% ../notebooks/49_cli.ipynb #9cfa015d
+# %% ../notebooks/49_cli.ipynb #502e6fd4
 def _parser():
     p = argparse.ArgumentParser('exprgen', description='A photo of a face in, the same expression on a 3D character out'); sub = p.add_subparsers(dest='cmd', required=True)
     t = sub.add_parser('transfer', help='photos to rig controls, pictures and GLB files'); t.add_argument('photos', nargs='+', metavar='PHOTO')
@@ -75,7 +75,7 @@ def _parser():
     t.add_argument('--out', default='.', metavar='DIR', help='folder for the results (default: here)'); t.add_argument('--verbose', action='store_true', help='print the stages with their times')
     sub.add_parser('characters', help='list the characters')
     c = sub.add_parser('ced', help='write a table of labelled poses'); c.add_argument('n', type=int); c.add_argument('--seed', type=int, default=0); c.add_argument('--out', default='ced.parquet')
-    n = sub.add_parser('train', help='train a network that ships'); n.add_argument('net', choices=('hcnn','rig_cnn')); n.add_argument('--preset', default='fast', choices=('fast','paper','tiny')); n.add_argument('--seed', type=int, default=0)
+    n = sub.add_parser('train', help='train a network that ships'); n.add_argument('net', choices=('hcnn','rig_cnn','cmlp')); n.add_argument('--preset', default='fast', choices=('fast','paper','tiny')); n.add_argument('--seed', type=int, default=0)
     sub.add_parser('bench', help='measure speed on this computer')
     h = sub.add_parser('cache', help='sizes of what is kept on this computer'); h.add_argument('--clear', action='store_true')
     return p

@@ -66,9 +66,9 @@ def set_seed(
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
     return np.random.default_rng(seed)
 
-# %% ../notebooks/00_core.ipynb #23e0867a
-_KEYS = dict(home='', cache='', device='auto', landmarker='auto', primary='nilo', image_size='256')
-_CHOICES = dict(landmarker=('auto','face-alignment','mediapipe'))
+# %% ../notebooks/00_core.ipynb #1b337874
+_KEYS = dict(home='', cache='', device='auto', landmarker='auto', engine='auto', renderer='numba', primary='nilo', image_size='256')
+_CHOICES = dict(landmarker=('auto','face-alignment','mediapipe'), engine=('auto','openvino','torch'), renderer=('auto','numba','moderngl'))
 
 def _package_dir(): return Path(find_spec('exprgen_nb').origin).parent
 
@@ -160,7 +160,7 @@ def weights(self:Settings)->Path:
     "The weights that ship inside the package"
     return _package_dir()/'weights'
 
-# %% ../notebooks/00_core.ipynb #71af7710
+# %% ../notebooks/00_core.ipynb #6d2e5e7b
 @patch(as_prop=True)
 def device(self:Settings)->str:
     "A torch device name"
@@ -173,6 +173,16 @@ def device(self:Settings)->str:
 def landmarker(self:Settings)->str:
     "auto, face-alignment or mediapipe"
     return self._get('landmarker')
+
+@patch(as_prop=True)
+def engine(self:Settings)->str:
+    "auto, openvino or torch"
+    return self._get('engine')
+
+@patch(as_prop=True)
+def renderer(self:Settings)->str:
+    "auto, numba or moderngl"
+    return self._get('renderer')
 
 @patch(as_prop=True)
 def primary(self:Settings)->str:

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'KIND', 'face_store', 'rate', 'rate_hcnn', 'train_shipped_hcnn', 'publish_hcnn', 'pairs_for',
-           'train_shipped_rig_cnn', 'publish_rig_cnn', 'rate_rig_cnn', 'train']
+           'train_shipped_rig_cnn', 'publish_rig_cnn', 'rate_rig_cnn', 'cmlp_pairs', 'train_shipped_cmlps', 'train']
 
-# %% ../notebooks/39_train.ipynb #c3711afa
+# %% ../notebooks/39_train.ipynb #5447bd15
 from dataclasses import asdict
 from pathlib import Path
-import time
+import json, time
 import numpy as np, pandas as pd
 from .blocks import run_batches, save_model, save_run
-from .characters import character
+from .characters import DATABASE_CHARACTERS, character
+from .cmlp import PRESETS as CMLP_PRESETS, family_folds, match_characters, rate_cmlp, train_cmlps
 from .core import EXPRESSIONS, cfg
 from .hcnn import PRESETS as HCNN_PRESETS, load_hcnn, predict_expression, train_hcnn
 from .metrics import accuracy, bootstrap_interval, confusion, macro_recall
@@ -98,7 +99,7 @@ def pairs_for(
     target,near,dist = match_pairs(people, store.table.expression.to_numpy(), geo, poses.expression.to_numpy(), w, k)
     return target, dist, poses
 
-# %% ../notebooks/39_train.ipynb #a36e140d
+# %% ../notebooks/39_train.ipynb #02550e6a
 def train_shipped_rig_cnn(
     primary:str='nilo',
     preset:str='fast',
@@ -131,10 +132,49 @@ def rate_rig_cnn(net, store, target, size, at, n=50, seed=0):
         out['classes'][e] = dict(n=len(k), **liveliness(net, w[k], target[at][k]))
     return out
 
+# %% ../notebooks/39_train.ipynb #a291b426
+def cmlp_pairs(
+    primary, # Rig
+    rigs:list, # Rigs of the secondaries
+    n_poses:int=7000, # sampled poses of each character
+    preset:str='fast',
+    seed:int=0
+)->tuple: # the primary's poses; a (P,N) array of targets for each secondary
+    "Pairs of poses for the C-MLPs (paper §4.2.2)"
+    pool = lambda r,s: pd.concat([key_poses(r), sample_poses(r, n_poses, s)], ignore_index=True)
+    poses = pool(primary, seed)
+    return poses, [match_characters(primary, poses, r, pool(r, seed+1), paper=CMLP_PRESETS[preset].paper)[0] for r in rigs]
+
+def train_shipped_cmlps(
+    primary:str='nilo',
+    preset:str='fast',
+    seed:int=0
+)->dict: # the run
+    "Train the C-MLPs of a primary, rate them over held-out families, save weights, cards and run"
+    tic = time.time(); rig = character(primary); rigs = [character(n) for n in DATABASE_CHARACTERS if n!=primary]; p = CMLP_PRESETS[preset]
+    poses,targets = cmlp_pairs(rig, rigs, preset=preset, seed=seed); w = poses[list(rig.names)].to_numpy(np.float32); inside = family_folds(poses)
+    def fold(k):
+        test = inside[:,k]&(inside.sum(1)==1)
+        net,_ = train_cmlps(rig, rigs, targets, w, ~inside[:,k], preset, seed, progress=False)
+        return rate_cmlp(net, [rig,*rigs], poses, targets, test)
+    rated = [fold(k) for k in range(inside.shape[1])]
+    average = lambda rs: {k:({e:float(np.mean([r[k][e] for r in rs])) for e in EXPRESSIONS} if k=='norm_ratio' else int(sum(r[k] for r in rs)) if k=='n' else float(np.mean([r[k] for r in rs]))) for k in rs[0]}
+    net,_ = train_cmlps(rig, rigs, targets, w, None, preset, seed); shas = {}
+    result = {r.name:dict(validation=rated[0][r.name], test=average([x[r.name] for x in rated[1:]]), folds=[x[r.name] for x in rated]) for r in rigs}
+    for k,r in enumerate(rigs):
+        one = net.part(k); card = dict(kind='cmlp', build=dict(primary=one.primary, secondaries=one.secondaries), primary=rig.name, secondary=r.name, data=f'sampled and key poses of {rig.name} paired with poses of {r.name} by label and geometry; no photos',
+            preset=preset, arguments=asdict(p), seed=seed, test=result[r.name]['test'], licence='Apache-2.0')
+        f = save_model(one, _weights(f'cmlp__{rig.name}__{r.name}'), card); shas[f.stem] = json.loads(f.with_suffix('.json').read_text())['sha256']
+    run = dict(data='7,000 sampled poses a character and its key poses; four folds over pose families of the primary: the first chose the settings, the mean of the other three is the test; what ships learned from all', primary=rig.name,
+        preset=preset, arguments=asdict(p), seed=seed, hours=round((time.time()-tic)/3600,3), secondaries=result)
+    save_run('cmlp', run, ('blocks','cmlp','geometry','poses','rig','rig_cnn','training'), shas)
+    return run
+
+# %% ../notebooks/39_train.ipynb #652359a9
 def train(
-    net:str, # 'hcnn' or 'rig_cnn'
+    net:str, # 'hcnn', 'rig_cnn' or 'cmlp'
     preset:str='fast',
     seed:int=0
 )->dict: # the run
     "Train one of the networks that ship"
-    return dict(hcnn=lambda: train_shipped_hcnn(preset, seed), rig_cnn=lambda: train_shipped_rig_cnn(cfg.primary, preset, seed))[net]()
+    return dict(hcnn=lambda: train_shipped_hcnn(preset, seed), rig_cnn=lambda: train_shipped_rig_cnn(cfg.primary, preset, seed), cmlp=lambda: train_shipped_cmlps(cfg.primary, preset, seed))[net]()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NoFaceError', 'Transfer', 'ExprGen']
 
-# %% ../notebooks/40_transfer.ipynb #52182f89
+# %% ../notebooks/40_transfer.ipynb #867edeb6
 import io, json, os, time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,18 +13,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from fastcore.basics import patch
-from .blocks import run_batches
+from scipy.special import softmax
 from .characters import character
+from .cmlp import Chain, load_cmlps, secondaries
 from .core import EXPRESSIONS, cfg
+from .engine import Engine
 from .gltf import write_gltf
-from .hcnn import load_hcnn, predict_expression
+from .hcnn import load_hcnn
 from .landmarks import Face, get_landmarker
 from .pictures import PictureError, read_picture
 from .registration import register
 from .render import Camera, contact_sheet, render
 from .rig_cnn import load_rig_cnn
 
-# %% ../notebooks/40_transfer.ipynb #2bcd7c7d
+# %% ../notebooks/40_transfer.ipynb #8e84f952
 class NoFaceError(PictureError):
     "The photo can be read, but no face was found in it"
 
@@ -45,7 +47,7 @@ class Transfer:
     @cached_property
     def probs(self):
         "Expression -> probability, from the HCNN; computed when first read"
-        t = time.perf_counter(); p = predict_expression(self.system.hcnn, self.registered[None])[0]
+        t = time.perf_counter(); p = softmax(self.system.hcnn(self.registered[None])[0])
         self.ms['expression'] = (time.perf_counter()-t)*1e3
         return dict(zip(EXPRESSIONS, map(float, p)))
     @property
@@ -65,7 +67,7 @@ class Transfer:
         name = name or next(iter(self.controls))
         return render(character(name), self.vector(name), size=size, **({} if camera is None else dict(camera=camera)))
 
-# %% ../notebooks/40_transfer.ipynb #ceccc6e2
+# %% ../notebooks/40_transfer.ipynb #5891a507
 def _crop(t, size):
     "A square of the photo about the face"
     x0,y0,x1,y1 = t.face.box; H,W = t.photo.shape[:2]; half = min(.95*max(x1-x0,y1-y0), min(H,W)/2)
@@ -83,7 +85,7 @@ def summary(self:Transfer)->dict: # plain numbers and strings
     r = lambda v,n: round(float(v), n)
     return dict(photo=self.source, expression=self.expression, probabilities={k:r(v,4) for k,v in self.probs.items()},
         face_box=[r(v,1) for v in self.face.box], head_pose={k:r(v,4) for k,v in zip(('pitch','yaw','roll'), self.pose)},
-        ms={k:r(v,1) for k,v in self.ms.items()}, warnings=self.warnings, weights={n.card['kind']:n.card['sha256'][:12] for n in (self.system.net, self.system.hcnn)},
+        ms={k:r(v,1) for k,v in self.ms.items()}, warnings=self.warnings, weights={n:sha[:12] for n,sha in self.system.weights().items()},
         controls={n:{k:r(v,4) for k,v in c.items()} for n,c in self.controls.items()})
 
 # %% ../notebooks/40_transfer.ipynb #237be25d
@@ -108,27 +110,34 @@ def save(self:Transfer,
     self.ms['picture'] = (time.perf_counter()-tic)*1e3
     return dict(json=_write(folder/f'{stem}.json', (json.dumps(self.summary(), indent=1)+'\n').encode()), png=png, glb=glb)
 
-# %% ../notebooks/40_transfer.ipynb #6b8fe7e6
+# %% ../notebooks/40_transfer.ipynb #aa585bf4
 class ExprGen:
     "Photo to rig controls: `ExprGen()(photo).controls['nilo']`"
     def __init__(self,
         primary:str|None=None, # character that the RigCNN drives; None: the one in settings.ini
         characters:str|tuple='all', # which characters get controls: 'all' that can be driven, or names
         preset:str='fast', # which training of the weights; the package ships 'fast'
-        landmarker:str|None=None # 'auto', 'face-alignment' or 'mediapipe'; None: the one in settings.ini
+        landmarker:str|None=None, # 'auto', 'face-alignment' or 'mediapipe'; None: the one in settings.ini
+        engine:str|None=None # 'auto', 'openvino' or 'torch'; None: the one in settings.ini
     ):
         if preset!='fast': raise ValueError(f"weights of preset {preset!r} are not installed; installed: ['fast']")
         self.primary = primary or cfg.primary
-        self.rig = character(self.primary); self.net = load_rig_cnn(self.rig)
-        can = (self.primary,) # C-MLPs to secondary characters come with 37_cmlp
+        self.rig = character(self.primary); net = load_rig_cnn(self.rig)
+        can = (self.primary, *(n for n in secondaries(self.primary) if n!=self.primary))
         names = can if characters=='all' else (characters,) if isinstance(characters, str) else tuple(characters)
         for n in names:
             if n not in can: raise ValueError(f'{n!r} cannot be driven from {self.primary!r}; installed: {list(can)}')
         self.characters, self._landmarker_name = names, landmarker
+        cmlp = load_cmlps(self.rig, [character(n) for n in names if n!=self.primary])
+        self.card = net.card; self.engine = Engine(Chain(net, self.primary, cmlp), 'controls', net.card['size'], engine or cfg.engine)
     @cached_property
     def landmarker(self): return get_landmarker(self._landmarker_name or cfg.landmarker)
     @cached_property
-    def hcnn(self): return load_hcnn()
+    def hcnn(self): net = load_hcnn(); return Engine(net, size=net.card['size'], name=self.engine.name)
+    def weights(self)->dict: # file -> sha256
+        "Which weights answer"
+        c = self.engine.net.cmlp
+        return {f'rig_cnn__{self.primary}':self.card['sha256'], 'hcnn':self.hcnn.net.card['sha256'], **(c.weights if c else {})}
 
     def find(self,
         photo, # anything `read_picture` takes
@@ -143,7 +152,7 @@ class ExprGen:
         several = [f"{len(found)} faces found, the largest was used; faces='all' gives all"] if len(found)>1 and faces!='all' else []
         out = []
         for f in (found if faces=='all' else found[:1]):
-            tic = time.perf_counter(); reg = register(img, f.lmk, size=self.net.card['size'], kind=self.net.card['registration']).img
+            tic = time.perf_counter(); reg = register(img, f.lmk, size=self.engine.size, kind=self.card['registration']).img
             out.append(Transfer(img, f, reg, {}, {**ms, 'registration':(time.perf_counter()-tic)*1e3}, list(f.warnings)+several, Path(source).name, self))
         return out
 
@@ -157,9 +166,9 @@ class ExprGen:
         found = [self.find(p, faces) for p in (photo if many else [photo])]
         flat = [t for ts in found for t in ts]
         if flat:
-            tic = time.perf_counter(); w = run_batches(self.net, np.stack([t.registered for t in flat]), what='controls').numpy()
-            for t,v in zip(flat, w):
+            tic = time.perf_counter(); w = self.engine.net.split(self.engine(np.stack([t.registered for t in flat])))
+            for i,t in enumerate(flat):
                 t.ms['controls'] = (time.perf_counter()-tic)*1e3/len(flat)
-                t.controls = {n:dict(zip(self.rig.names, map(float, v))) for n in self.characters}
+                t.controls = {n:dict(zip(self.engine.net.names[n], map(float, w[n][i]))) for n in self.characters}
         out = [ts if faces=='all' else ts[0] for ts in found]
         return out if many else out[0]
