@@ -203,7 +203,7 @@ def close(self:Server):
     except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
     shutil.rmtree(self.home, ignore_errors=True)
 
-# %% ../notebooks/92_browser.ipynb #05d72864
+# %% ../notebooks/92_browser.ipynb #2629cacb
 NOTEBOOK = '''const panel = () => { const s = window.jupyterapp && jupyterapp.shell; return s && (s.currentWidget || [...s.widgets('main')][0]) }
 const kernel = () => { const p = panel(); return p && p.sessionContext && p.sessionContext.session && p.sessionContext.session.kernel }
 const cells = () => panel().content.widgets.map(c => c.model).filter(m => m.type==='code' && m.sharedModel.source.trim());'''
@@ -224,7 +224,7 @@ class Lab(Browser):
         width:int=1200,  # of the page, px
         height:int=1000, # of the page, px
     ):
-        self.server = Server() # starts while the browser does
+        find_chromium(); self.server = Server() # starts while the browser does
         try: super().__init__(width, height)
         except BaseException: self.server.close(); raise
     def close(self):

@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['VERTEX', 'FRAGMENT', 'light_constants', 'shader', 'light_share', 'travelling', 'Shown', 'as_state', 'MeshView',
-           'home', 'framing', 'add', 'remove', 'hold', 'close', 'seen', 'still', 'with_picture']
+           'home', 'framing', 'add', 'remove', 'hold', 'seen', 'still', 'with_picture']
 
-# %% ../notebooks/50_mesh_view.ipynb #3a9a72ee
+# %% ../notebooks/50_mesh_view.ipynb #6f4f64dd
 import base64, io, threading
 from contextlib import contextmanager
 from dataclasses import replace
 import numpy as np
-import pythreejs as p3
-from ipywidgets import VBox
 from PIL import Image
 from scipy.spatial.transform import Rotation
 from .characters import character
@@ -21,7 +19,13 @@ from .mesh import Mesh, Part, vertex_normals
 from .render import BACKGROUND, LIGHTS, Camera, render, visible
 from .rig import Rig, RigState
 
-# %% ../notebooks/50_mesh_view.ipynb #e0466d8c
+# %% ../notebooks/50_mesh_view.ipynb #04c9c97c
+try:
+    import pythreejs as p3
+    from ipywidgets import VBox
+except ImportError as e: raise ImportError(f"{e}; live views need it: pip install 'exprgen-nb[notebook]'") from None
+
+# %% ../notebooks/50_mesh_view.ipynb #08f95463
 VERTEX = '''
 attribute vec3 tint;    // r, g, b as stored (sRGB)
 attribute vec4 surface; // ao, specular, gloss/255, subsurface
@@ -39,7 +43,7 @@ FRAGMENT = '''
 varying vec3 vNormal, vColor; varying vec4 vSurface; varying vec2 vMore;
 void main() {
   vec3 n = normalize(vNormal), a = vColor;
-  float ao = vSurface.x, gloss = vSurface.z*255., sss = vSurface.w, lit = mix(1., vMore.y, smoothstep(.6, .97, dot(KEY_DIR, mat3(viewMatrix)*KEY_DIR)));
+  float ao = vSurface.x, gloss = vSurface.z*255., sss = vSurface.w, lit = mix(1., vMore.y, smoothstep(.8, .98, dot(KEY_DIR, mat3(viewMatrix)*KEY_DIR)));
   float kd = dot(KEY_DIR, n), sky = .5+.5*n.y, g = 1.-max(0., n.z);
   float e = max(0., 1.+gloss*(dot(HALFWAY, n)-1.)/16.); e *= e; e *= e; e *= e; e *= e;
   float high = vSurface.y*e*(.25+.75*lit)*ao*.55, fill = max(0., dot(FILL_DIR, n));
@@ -52,11 +56,12 @@ void main() {
   gl_FragColor = vec4(mix(c*12.92, 1.055*pow(c, vec3(1./2.4))-.055, step(.0031308, c)), 1.);
 }'''
 
-# %% ../notebooks/50_mesh_view.ipynb #28868279
+# %% ../notebooks/50_mesh_view.ipynb #88998e9e
 def light_constants(
     lights=None, # a name in `LIGHTS`, or Lights; None: 'studio'
 )->dict: # name of a shader constant -> (3,) float, or a float for SHADOW
     "A set of lights as the shader wants it; a light that is missing is black"
+    if isinstance(lights, str) and lights not in LIGHTS: raise ValueError(f"no set of lights called {lights!r}; there are {', '.join(LIGHTS)}")
     unit = lambda v: np.asarray(v, float)/np.linalg.norm(v)
     given = {l.kind:l for l in (LIGHTS[lights or 'studio'] if isinstance(lights, str) or lights is None else lights)}; out = {}
     for k in ('key','fill','rim'):
@@ -73,7 +78,7 @@ def shader(
     head = ''.join(f'const {"float" if isinstance(v, float) else "vec3"} {k} = {text(v)};\n' for k,v in light_constants(lights).items())
     return p3.ShaderMaterial(vertexShader=VERTEX, fragmentShader=head+FRAGMENT)
 
-# %% ../notebooks/50_mesh_view.ipynb #45d31ced
+# %% ../notebooks/50_mesh_view.ipynb #8b5a3880
 def light_share(
     mesh,          # a Mesh
     verts,         # (V,3) its vertices
@@ -82,14 +87,14 @@ def light_share(
     size:int=256,  # side of the shadow map, px
 )->np.ndarray:     # (V,) float32, 0 in shadow to 1 in the light
     "How much of a light arrives at each vertex"
-    x = np.cross([0,1,0], towards); x /= max(np.linalg.norm(x), 1e-6); axes = np.float32([x, np.cross(towards, x), towards])
-    d = verts-(verts.min(0)+verts.max(0))/2; half = float(np.sqrt(np.einsum('vk,vk->v', d, d).max()))*1.05
+    x = np.cross([0,1,0] if abs(towards[1])<.99 else [0,0,-1], towards); x /= np.linalg.norm(x); axes = np.float32([x, np.cross(towards, x), towards])
+    d = verts-(verts.min(0)+verts.max(0))/2; half = float(np.sqrt(np.einsum('vk,vk->v', d, d).max()))*1.05 # a margin for the neighbours
     turned = lambda p: np.einsum('vk,jk->vj', p, axes)                # not @: many threads for a small product cost more than they save
     depth = visible(mesh, size=size, camera=Camera(distance=np.inf, half=half, centre=(0,0,0)), verts=turned(d))[1]
     p = turned(d+normals*np.float32(.02*half))                        # off the surface, else it would shade itself
     at,z = (p[:,:2]*np.float32([1,-1])/half+1)*(size/2)-.5,p[:,2]+.012*half
-    u,v = at.T; i,j = np.int32(u),np.int32(v); fu,fv = u-i,v-j; seen = lambda o: depth.ravel().take(j*size+i+o)<=z
-    share = (1-fv)*((1-fu)*seen(0)+fu*seen(1))+fv*((1-fu)*seen(size)+fu*seen(size+1)) # four neighbours vote, the nearer the more
+    u,v = at.T; i,j = np.int32(u),np.int32(v); fu,fv = u-i,v-j; free = lambda o: depth.ravel().take(j*size+i+o)<=z
+    share = (1-fv)*((1-fu)*free(0)+fu*free(1))+fv*((1-fu)*free(size)+fu*free(size+1)) # four neighbours vote, the nearer the more
     return np.float32(share)
 
 # %% ../notebooks/50_mesh_view.ipynb #7142c4c8
@@ -140,7 +145,7 @@ class Shown:
             mesh.geometry.close(); mesh.close()
         for x in (self.group, self.live, self.still): x.close()
 
-# %% ../notebooks/50_mesh_view.ipynb #4ea425a8
+# %% ../notebooks/50_mesh_view.ipynb #0311d097
 def as_state(
     x, # a RigState, a Rig, or a character's name
 )->RigState:
@@ -152,6 +157,7 @@ def as_state(
 
 class MeshView(VBox):
     "Live 3D view of one character or of several; follows their states"
+    shown = () # of `Shown`
     def __init__(self,
         states,         # a RigState, a Rig or a character's name; or a list of them
         width:int=480,  # px
@@ -160,6 +166,7 @@ class MeshView(VBox):
         lights=None,    # a name in `LIGHTS`, or Lights; None: 'studio'
         background=None,# (3,) sRGB 0..1; None: the renderer's light grey
     ):
+        states = [as_state(s) for s in (states if isinstance(states, (list,tuple)) else [states])]
         self.lights,self.camera,self.background = lights,camera,tuple(BACKGROUND if background is None else background)
         self.shown,self.redraws,self._held = [],0,None
         self._material = shader(lights); color = '#'+''.join(f'{round(255*c):02x}' for c in self.background)
@@ -167,8 +174,13 @@ class MeshView(VBox):
         self._scene = p3.Scene(children=[self._eye], background=color)
         self.renderer = p3.Renderer(self._scene, self._eye, [self._orbit], antialias=True, width=width, height=height)
         super().__init__([self.renderer]); self.add_class('exprgen-view'); self.layout.flex = '0 0 auto'
-        for s in states if isinstance(states, (list,tuple)) else [states]: self._add(as_state(s))
+        for s in states: self._add(s)
         self.home()
+    def close(self):
+        "Stop listening and tell the browser to forget the view"
+        for s in self.shown: s.state.unobserve(s.heard, 'w'); s.close()
+        if self.shown: [x.close() for x in (self.renderer, self._orbit, self._scene, self._eye, self._material)]
+        self.shown = (); super().close()
     @property
     def states(self): return tuple(s.state for s in self.shown)
     def __repr__(self): return f'MeshView({", ".join(s.rig.name for s in self.states)})'
@@ -198,9 +210,9 @@ def framing(
 
 MeshView.home = home
 
-# %% ../notebooks/50_mesh_view.ipynb #49e7e7df
+# %% ../notebooks/50_mesh_view.ipynb #3a8ff9c5
 def _add(self:MeshView, state):
-    towards = pose_matrix((self.camera.pitch,self.camera.yaw,self.camera.roll)).T@light_constants(self.lights)['KEY_DIR'] if self.camera else light_constants(self.lights)['KEY_DIR']
+    c = self.camera or Camera(); towards = pose_matrix((c.pitch,c.yaw,c.roll)).T@light_constants(self.lights)['KEY_DIR'] # the light stands with the camera
     s = Shown(state, self._material, towards); s.heard = lambda change: self._changed(s)
     state.observe(s.heard, 'w'); self.shown.append(s); self._scene.add(s.group)
 
@@ -232,14 +244,7 @@ def hold(self:MeshView):
         held,self._held = self._held,None
         for s in held: self._changed(s)
 
-def close(self:MeshView):
-    "Stop listening and tell the browser to forget the view"
-    for s in self.shown: s.state.unobserve(s.heard, 'w'); s.close()
-    self.shown = []
-    for x in (self.renderer, self._orbit, self._scene, self._eye, self._material): x.close()
-    super(MeshView, self).close()
-
-MeshView._add,MeshView._changed,MeshView.add,MeshView.remove,MeshView.hold,MeshView.close = _add,_changed,add,remove,hold,close
+MeshView._add,MeshView._changed,MeshView.add,MeshView.remove,MeshView.hold = _add,_changed,add,remove,hold
 
 # %% ../notebooks/50_mesh_view.ipynb #199ba015
 def seen(self:MeshView)->Camera: # what `render` would need to draw the view
