@@ -114,7 +114,7 @@ def recipe(name): # moves of one control: dict of engine move -> amount
     return out
 _MOVES = {n:recipe(n) for n in NAMES}
 
-# %% ../notebooks/24b_ama.ipynb #2e03a723
+# %% ../notebooks/24b_ama.ipynb #d1beb2f6
 class Ama(Head):
     size = SIZE
     triangles, middle = 8000, .03
@@ -134,7 +134,7 @@ class Ama(Head):
         self.add('hair', v, f, SIZE.hair_colour, np.clip(.15+.9*occlusion(v, vertex_normals(v,f), hair), 0, 1), .10, 8, 0, turn=False)
         v,f = march_half(band, (g(0,.9,.03), g(-.5,1.2,.03), g(-.9,.85,.03))); v,f = thin(v, f, 420); v,f = mirrored(*used(v,f))
         self.add('band', v, f, BAND, shade(lambda p: np.minimum(band(p), hair(p)), v, f, .45), .05, 10, 0, turn=False)
-        v,f = march_half(top, (g(0,1.0,.04), g(-1.55,-.8,.04), g(-.75,.5,.04))); v,f = thin(v, f, 700); v,f = mirrored(*used(v,f))
+        v,f = march(top, (g(-1,1.02,.04), g(-1.55,-.8,.04), g(-.75,.5,.04))); v = relax(v, f, 3); v,f = used(*thin(v, f, 1400)); f = outward(v, f)
         self.add('top', v, f, TOP, shade(lambda p: np.minimum(top(p), face(p)), v, f), .03, 8, 0, turn=False)
         for s,S in ((1,'L'), (-1,'R')): self._hoop(s, S)
     def _hoop(self, s, S): # a ring hanging from the lobe

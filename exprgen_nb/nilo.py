@@ -6,13 +6,13 @@
 __all__ = ['SIZE', 'R', 'SHIRT', 'CONTROLS', 'NAMES', 'SIDEWAYS', 'BETWEEN', 'PAIRS', 'face', 'lips', 'hair', 'shirt', 'Nilo',
            'code_version', 'bake', 'make_nilo']
 
-# %% ../notebooks/24a_nilo.ipynb #33aeb373
+# %% ../notebooks/24a_nilo.ipynb #fd2b688c
 import numpy as np
 from .characters import ASSETS
 from .heads import Head, Proportions, bake as _bake, code_version as _code_version
 from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
-from .sculpt import carve, chain, cone, ellipsoid, march, march_half, mirrored, occlusion, outward, relax, sides, thin, union, used
+from .sculpt import carve, chain, cone, ellipsoid, march, occlusion, outward, relax, sides, thin, union, used
 
 # %% ../notebooks/24a_nilo.ipynb #9753be35
 SIZE = Proportions()
@@ -50,7 +50,7 @@ def lips(p):
     return (chain(p, [(0, MY+.043, .685), (.07, MY+.05, .675), (.16, MY+.026, .625), (MW, MY, .55)], (.042, .042, .036, .02), .03),
             chain(p, [(0, MY-.043, .68), (.09, MY-.04, .665), (.16, MY-.026, .625), (MW, MY, .55)], (.05, .048, .036, .02), .03))
 
-# %% ../notebooks/24a_nilo.ipynb #3bda190d
+# %% ../notebooks/24a_nilo.ipynb #35f37221
 def hair(p):
     d = ellipsoid(p, (0, .38, -.12), (.755, .76, .76))
     d = carve(d, ellipsoid(p, (0, .04, .55), (.60, .74, .80)), .05)                          # forehead and face
@@ -72,7 +72,7 @@ def shirt(p):
     p = np.abs(p*[1, 0, 0])+p*[0, 1, 1]
     d = union(cone(p, (0, -1.20, -.18), (.62, -1.36, -.2), .26, .22), ellipsoid(p, (0, -1.45, -.08), (.70, .46, .40)), .2)
     ring = p-np.float32([0, -1.0, -.15]); q = np.hypot(ring[..., 0], ring[..., 2])-.335
-    return union(carve(d, cone(p, (0, -.6, -.12), (0, -1.2, -.16), .30, .33), .02), np.hypot(q, ring[..., 1]-.10*ring[..., 2]*-1)-.045, .02)
+    return union(carve(d, cone(p, (0, -.6, -.12), (0, -1.14, -.19), .30, .30), .02), np.hypot(q, ring[..., 1]-.10*ring[..., 2]*-1)-.045, .02)
 
 # %% ../notebooks/24a_nilo.ipynb #a2cea7c0
 def _controls():
@@ -88,7 +88,7 @@ def _controls():
     return tuple(c for n,lo,about in both for c in side(n,lo,about))+tuple(Control(n, lo, 1, 0, 'M', n.split('.')[0], a) for n,lo,a in mid)
 CONTROLS = _controls(); NAMES = [c.name for c in CONTROLS]
 
-# %% ../notebooks/24a_nilo.ipynb #478dae3f
+# %% ../notebooks/24a_nilo.ipynb #ae39c5dc
 class Nilo(Head):
     size = SIZE
     face, lips, hair, top = (staticmethod(f) for f in (face, lips, hair, shirt))
@@ -96,7 +96,7 @@ class Nilo(Head):
         g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32)
         v,f = march(hair, (g(-.92,.92,.036), g(-.46,1.40,.036), g(-1,.86,.036))); v = relax(v, f, 3); v,f = thin(v, f, 5200); f = outward(v, f)
         self.add('hair', v, f, SIZE.hair_colour, np.clip(.25+.8*occlusion(v, vertex_normals(v,f), hair), 0, 1), .07, 10, 0, turn=False)
-        v,f = march_half(shirt, (g(0,1.0,.04), g(-1.5,-.84,.04), g(-.75,.5,.04))); v,f = thin(v, f, 700); v,f = mirrored(*used(v,f))
+        v,f = march(shirt, (g(-1,1.02,.04), g(-1.5,-.84,.04), g(-.75,.5,.04))); v = relax(v, f, 3); v,f = used(*thin(v, f, 1400)); f = outward(v, f)
         self.add('shirt', v, f, SHIRT, np.maximum(.3, occlusion(v, vertex_normals(v,f), lambda p: np.minimum(shirt(p), face(p)))), .03, 8, 0, turn=False)
 
 # %% ../notebooks/24a_nilo.ipynb #1a8b5a19

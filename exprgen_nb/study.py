@@ -626,12 +626,12 @@ def _parts(y, unit, rater, stratum, subject, sign):
     rest = (wa**2*(m/np.maximum(m-1,1))[cell][:,None]*rest**2).sum(0)
     return (w[:,None]*mean).sum(0), pictures, raters, rest, min(int((G-1).sum()), len(np.unique(cg))-1), R-1
 
-# %% ../notebooks/45_study.ipynb #6627ed0c
+# %% ../notebooks/45_study.ipynb #5d4ab76c
 def _t2(parts, level):
     "Variance and squared half width in units of it"
     _,p,r,e,dp,dr = parts; tp,tr = (student.ppf((1+level)/2, d)**2 if d>0 else 0. for d in (dp,dr))
-    own = np.maximum(r-e/2, 0); t2 = np.where(p+own>0, (tp*p+tr*own)/np.maximum(p+own, 1e-300), max(tp,tr))
-    return np.maximum(p+r-e, .7*p), t2
+    own = np.maximum(r-e/2, 0); mix = lambda p,o: np.where(p+o>0, (tp*p+tr*o)/np.maximum(p+o, 1e-300), norm.ppf((1+level)/2)**2)
+    return np.maximum(p+r-e, .7*p), np.where(p+own>0, mix(p, own), mix(p.sum(), own.sum()))
 
 def rated_interval(
     y,            # (N,) or (N,K) scores from 0 to 1, one row an answer
@@ -787,7 +787,7 @@ def compare(
         rows.append(row|dict(stimuli=len(p)))
     return pd.DataFrame(rows)
 
-# %% ../notebooks/45_study.ipynb #fcce65d0
+# %% ../notebooks/45_study.ipynb #ee4646c7
 _COLORS = ('#c44e52','#4c72b0','#55a868','#8172b2','#937860')
 
 def _plt():
@@ -806,7 +806,7 @@ def plot_classes(
     ax=None,                 # matplotlib axes; None: a new figure
 ):                           # the axes, or plotly's figure
     "Mean of each class and system with its interval (paper Fig. 8, Table 2)"
-    t = result.table; labels = list(dict.fromkeys(sorted(t.label, key=[*EXPRESSIONS,'all'].index if set(t.label)<={*EXPRESSIONS,'all'} else str))); systems = list(dict.fromkeys(t.system)); closeness = result.study.kind=='closeness'
+    t = result.table; labels = [e for e in (*EXPRESSIONS,'all') if (t.label==e).any()]; systems = list(dict.fromkeys(t.system)); closeness = result.study.kind=='closeness'
     what = dict(choice='named as intended', closeness='closeness, 1 to 5', preference='preferred', order='pairs in order')[result.study.kind]
     get = lambda y: t[t.system==y].set_index('label').reindex(labels)
     if engine=='plotly':
@@ -816,10 +816,11 @@ def plot_classes(
     for i,y in enumerate(systems):
         d = get(y); x = np.arange(len(labels))+(i-(len(systems)-1)/2)*w; bottom = 1. if closeness else 0.
         ax.bar(x, d['mean']-bottom, w, bottom, color=_COLORS[i%5], label=y); ax.errorbar(x, d['mean'], [np.maximum(d['mean']-d.low,0), np.maximum(d.high-d['mean'],0)], fmt='none', ecolor='black', lw=1, capsize=2)
-    ax.set_xticks(range(len(labels)), labels, rotation=20); ax.set(ylabel=what, ylim=(1,5) if closeness else (0,1)); ax.legend(ncols=len(systems), loc='lower right', fontsize=8)
+    ax.set_xticks(range(len(labels)), labels, rotation=20); ax.set(ylabel=what, ylim=(1,5) if closeness else (0,1)); ax.set_title('' if len(systems)>1 else systems[0])
+    if len(systems)>1: ax.legend(ncols=len(systems), loc='lower right', fontsize=8)
     return ax
 
-# %% ../notebooks/45_study.ipynb #8ed5a81b
+# %% ../notebooks/45_study.ipynb #f140c7cf
 def plot_frames(
     result:Result,
     engine:str='matplotlib', # or 'plotly'
@@ -849,7 +850,7 @@ def plot_transfer(
     if system not in result.confusion: raise ValueError(f"no confusion of '{system}'; there is {', '.join(result.confusion) or 'none: not a forced choice'}")
     c = result.confusion[system]; mean = result.table[(result.table.system==system) & (result.table.label=='all')]['mean'].iloc[0]; title = f'{system}: {mean:.1%}'
     if engine=='plotly': go = _go(); return go.Figure(go.Heatmap(z=100*c['share'], x=EXPRESSIONS, y=EXPRESSIONS, colorscale='Blues', zmin=0, zmax=100), dict(title=title, yaxis_autorange='reversed', xaxis_title='answered', yaxis_title='true'))
-    return plot_confusion(np.nan_to_num(c['share'])*c['pictures'][:,None], ax, title)
+    return plot_confusion(np.nan_to_num(c['share'])*(c['pictures'][:,None]+1e-6), ax, title)
 
 # %% ../notebooks/45_study.ipynb #56dadc7f
 PLANTED = np.array([[76,9,3,1,5,4,2],[16,64,5,2,4,7,2],[3,5,68,1,3,5,15],[1,1,1,94,1,1,1],[4,2,2,5,78,8,1],[4,5,6,1,10,73,1],[1,1,3,2,1,1,91]])/100 # like people before photos (diagonal: paper Table 2)
