@@ -53,7 +53,7 @@ window.WebSocket = class extends Old { constructor(...a) { super(...a); this.add
 window.addEventListener('keydown', e => { if (s.bytes) { s.key = e.timeStamp; s.fresh = false } }, true)
 })()'''
 
-# %% ../notebooks/92_browser.ipynb #789aef35
+# %% ../notebooks/92_browser.ipynb #4a631dcf
 ARGS = ('--no-first-run','--disable-background-networking','--disable-component-update','--disable-sync','--disable-quic','--hide-scrollbars','--force-color-profile=srgb',
         '--use-gl=angle','--use-angle=swiftshader','--enable-unsafe-swiftshader','--ignore-gpu-blocklist') # WebGL in software, the same everywhere
 
@@ -73,7 +73,7 @@ class Browser:
     async def _start(self, async_playwright, program, viewport):
         self.pw = await async_playwright().start()
         self.chromium = await self.pw.chromium.launch(executable_path=program, headless=True, args=ARGS)
-        self.page = await self.chromium.new_page(viewport=viewport); self.page.set_default_timeout(30_000)
+        self.page = await self.chromium.new_page(viewport=viewport); self.page.set_default_timeout(60_000)
         self.page.on('console', lambda m: self.messages.append((m.type, m.text)))
         self.page.on('pageerror', lambda e: self.messages.append(('error', str(e))))
         await self.page.add_init_script(WATCH)
@@ -94,7 +94,7 @@ class Browser:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../notebooks/92_browser.ipynb #3b25e6ea
+# %% ../notebooks/92_browser.ipynb #edc1bff3
 @patch
 def js(self:Browser,
     code:str, # JavaScript: an expression, or a function of `arg`
@@ -107,7 +107,7 @@ def js(self:Browser,
 def wait(self:Browser,
     code:str,        # JavaScript: an expression, or a function of `arg`
     arg=None,        # anything JSON can hold
-    seconds:float=30,# then it is a `TimeoutError`
+    seconds:float=60,# then it is a `TimeoutError`
 ):
     "Wait until it is true in the page"
     from playwright.async_api import TimeoutError as TooLong
@@ -203,7 +203,7 @@ def close(self:Server):
     except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
     shutil.rmtree(self.home, ignore_errors=True)
 
-# %% ../notebooks/92_browser.ipynb #2629cacb
+# %% ../notebooks/92_browser.ipynb #700e8fd2
 NOTEBOOK = '''const panel = () => { const s = window.jupyterapp && jupyterapp.shell; return s && (s.currentWidget || [...s.widgets('main')][0]) }
 const kernel = () => { const p = panel(); return p && p.sessionContext && p.sessionContext.session && p.sessionContext.session.kernel }
 const cells = () => panel().content.widgets.map(c => c.model).filter(m => m.type==='code' && m.sharedModel.source.trim());'''
@@ -243,7 +243,7 @@ class Lab(Browser):
         "Open a new notebook and wait for its kernel"
         (self.server.notebooks/name).write_text(notebook_json(cells)); self.server.wait(); self.file = self.server.notebooks/name
         self.do(self.page.goto(f'{self.server.url}/doc/tree/{name}?reset&token={self.server.token}', wait_until='domcontentloaded'))
-        self.wait(f"() => {{ {NOTEBOOK} const k = kernel(); return k && k.status==='idle' }}", seconds=60); self.lab(LISTEN)
+        self.wait(f"() => {{ {NOTEBOOK} const k = kernel(); return k && k.status==='idle' }}"); self.lab(LISTEN)
 
 # %% ../notebooks/92_browser.ipynb #cbf0588b
 @patch

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RATER_TEXTS', 'Raters', 'Session', 'picture_bytes', 'page', 'Rater']
 
-# %% ../notebooks/54_rater.ipynb #9fbdfaa7
+# %% ../notebooks/54_rater.ipynb #52587110
 import base64, io, json, os, re, textwrap, threading, time
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from traitlets import Dict, HasTraits, Int, Tuple, Unicode
 from .pictures import read_picture
 from .study import TEXTS, append_answer, new_rater, read_answers, session
@@ -311,7 +311,7 @@ def _ahead(self:Rater):
     for p in (*r.pictures, r.reference):
         if p: picture_bytes(Path(h['root'])/p, h['side'])
 
-# %% ../notebooks/54_rater.ipynb #cc906691
+# %% ../notebooks/54_rater.ipynb #bf8e1671
 @patch
 def still(self:Rater,
     width:int=640, # px
@@ -329,10 +329,11 @@ def still(self:Rater,
         line(f"[ {p['button']} ]", 16, 20, '#2457a6')
     else:
         line(p['progress'], 14, color='#555'); line(p['question'], 18)
-        for row in [p['reference'],p['pictures']] if p['kind']=='preference' else [p['reference']+p['pictures']]:
+        for row in ([r for r in (p['reference'],p['pictures']) if r] if p['kind']=='preference' else [p['reference']+p['pictures']]):
             side = min(360, (width-40)//max(len(row),1)-8); x = (width-len(row)*(side+8))//2+4
-            for k,b in enumerate(row): i = Image.open(io.BytesIO(b)).convert('RGB'); i.thumbnail((side,side)); im.paste(i, (x+k*(side+8)+(side-i.width)//2, y))
-            y += side+12
+            images = [ImageOps.contain(Image.open(io.BytesIO(b)).convert('RGB'), (side,side)) for b in row]
+            for k,i in enumerate(images): im.paste(i, (x+k*(side+8)+(side-i.width)//2, y))
+            y += max(i.height for i in images)+12
         line('   '.join(f'{k+1} {w}' if w!=str(k+1) else w for k,w in enumerate(p['choices'])), 16)
     return im.crop((0,0,width,y+8))
 

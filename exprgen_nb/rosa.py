@@ -79,7 +79,7 @@ def top(p):
     d = union(cone(p, (0,-1.12,-.18), (.46,-1.28,-.2), .20, .19), ellipsoid(p, (0,-1.38,-.08), (.53,.46,.36)), .2)
     return carve(d, ellipsoid(p, (0,-.89,-.10), (.28,.17,.33)), .04)
 
-# %% ../notebooks/24e_rosa.ipynb #fea6ea9b
+# %% ../notebooks/24e_rosa.ipynb #974275ec
 _TEN, _ZERO = (-10,10), (0,10)
 _SIDED = dict( # name: (range, region, about, recipe above rest, recipe below)
     brow_inner=(_TEN, 'brow', 'AU1/AU4: inner end up, down', 'brow.innerUD 1 brow.midUD .1', 'brow.innerUD -1.05 brow.midUD -.2'),
@@ -90,11 +90,11 @@ _SIDED = dict( # name: (range, region, about, recipe above rest, recipe below)
     lid_slant=(_TEN, 'lid', 'upper lid: 10 inner half down, -10 outer half down', 'lid.tilt 1', 'lid.tilt -1'),
     cheek_up=(_ZERO, 'cheek', 'AU6', 'cheek.raise 1.1 lid.lowerUD .35', ''),
     cheek_puff=(_TEN, 'cheek', 'AU34/AU35: blown up, sucked in', 'cheek.puff 1.3', 'cheek.puff -.8'),
-    nose_crinkle=(_ZERO, 'nose', 'AU9', 'nose.wrinkle 1.15 mouth.upperLip .15', ''),
+    nose_crinkle=(_ZERO, 'nose', 'AU9', 'nose.wrinkle 1.15 mouth.upperLip -.28', ''),
     lip_upper=(_ZERO, 'mouth', 'AU10: upper lip up', 'mouth.upperLip 1.1', ''),
     lip_lower=(_ZERO, 'mouth', 'AU16: lower lip down', 'mouth.lowerLip 1', ''),
     corner_y=(_TEN, 'mouth', 'AU12/AU15: corner up, down', 'mouth.cornerUD 1 mouth.cornerLR .2 cheek.raise .15', 'mouth.cornerUD -1'),
-    corner_x=(_TEN, 'mouth', 'AU20/AU18: corner out, in', 'mouth.cornerLR .55 mouth.stretch .75', 'mouth.cornerLR -1'))
+    corner_x=(_TEN, 'mouth', 'AU20/AU18: corner out, in', 'mouth.cornerLR .55 mouth.stretch .75 mouth.lowerLip -.2', 'mouth.cornerLR -1'))
 _MIDDLE = dict(
     brow_knit=(_ZERO, 'brow', 'AU4: brows together', 'brow.frown 1', ''),
     gaze_x=((-24,24), 'eye', 'degrees, + to her right', 'eye.lookLR -1', 'eye.lookLR 1'),
@@ -124,16 +124,17 @@ def recipe(
     return {m.replace('.', f'_{s}.') if s else m: float(k) for m,k in zip(t[::2], t[1::2]) for s in (('LR' if side=='M' else side) if m.startswith(_PER_SIDE) else ('',))}
 _MOVES = {n:(recipe(n, False), recipe(n, True)) for n in NAMES}
 
-# %% ../notebooks/24e_rosa.ipynb #60e6d67e
+# %% ../notebooks/24e_rosa.ipynb #72bc34fc
 class Rosa(Head):
     size = SIZE
     triangles, middle = 7600, .03
     stretch = (Head.stretch[0], (1, [-1.2,-.86,-.74,-.54,-.32,-.20,-.08,.02,.30,.55,1.08], [-1.10,-.98,-.84,-.20,.10,.40,.54,.66,1.04,1.20,1.42]), Head.stretch[2]) # the small mouth needs the detail
-    face, lips, hair, top = (staticmethod(f) for f in (face, lips, hair, top))
+    face, lips, hair, top = (staticmethod(f) for f in (face, lips, lambda p: np.maximum(hair(p), -ellipsoid(p, (0,MY,.22), (.36,.36,.42))), top)) # the bob is solid; the mouth in it is free
     def moves(self, w):
         out = {}
         for n,v in w.items():
             for m,k in _MOVES[n][v<0].items(): out[m] = out.get(m, 0)+k*abs(v)
+        for m in ('tongue.UD','tongue.LR'): out[m] = out.get(m, 0)*(.3+.7*min(1, out.get('tongue.out', 0))) # a tongue that is in stays in
         press = min(1, .5*(out.get('mouth.upperPress', 0)+out.get('mouth.lowerPress', 0)))
         for S in 'LR':
             g = lambda m: out.get(m.replace('.', f'_{S}.'), 0)
@@ -152,10 +153,11 @@ def _ray(sdf, o, d, far=1.6):
     for _ in range(60): t = t-.8*sdf(o+d*t[:,None])
     return o+d*t[:,None]
 
-# %% ../notebooks/24e_rosa.ipynb #a5158bb4
+# %% ../notebooks/24e_rosa.ipynb #f2a80083
 def dress(self):
     g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32)
-    v,f = march(hair, (g(-1.02,1.03,.036), g(-.74,1.40,.036), g(-.98,.86,.036))); v = relax(v, f, 4); v,f = used(*thin(v, f, 5400)); v = relax(v, f, 1); f = outward(v, f)
+    v,f = march(hair, (g(-1.02,1.03,.036), g(-.74,1.40,.036), g(-.98,.86,.036))); v = relax(v, f, 4); f = outward(v, f)
+    v,f = used(v, f[face(np.float32(v[f].mean(1)), False)>-.06]); v,f = used(*thin(v, f, 4900)); v = relax(v, f, 1) # no hair inside the head
     tone = .5+.5*np.cos(19*np.arctan2(v[:,0], v[:,2]+.15)+1.2*np.sin(2.6*v[:,1]+.6)) # grooves a little darker
     self.add('hair', v, f, np.array(HAIR)*(1-.16*tone)[:,None], np.clip(.22+.85*occlusion(v, vertex_normals(v,f), hair), 0, 1), .07, 10, 0, turn=False)
     self._daisy(); self._top(); self._freckles()
@@ -163,7 +165,7 @@ def _daisy(self):
     a = np.arange(-.16,.161,.014,dtype=np.float32); v,f = march(lambda p: union(*daisy(p), .004), (a,a,np.arange(-.05,.08,.010,dtype=np.float32))); v,f = used(*thin(v, f, 620)); f = outward(v, f)
     petal,heart = daisy(v); col = mix(np.tile(WHITE,(len(v),1)), YELLOW, 1-smooth(heart-petal, -.006, .006))
     at = _ray(hair, np.array([0,.55,-.1]), np.array([[.50,.20,.62]])/np.linalg.norm([.50,.20,.62]))[0]
-    z = np.array([self_n for self_n in [[hair(np.float32(at+k))-hair(np.float32(at-k)) for k in np.eye(3)*.08]]][0]).ravel(); z /= np.linalg.norm(z); x = np.cross([0,1,0], z); x /= np.linalg.norm(x)
+    z = np.array([hair(np.float32(at+k))-hair(np.float32(at-k)) for k in np.eye(3)*.08]); z /= np.linalg.norm(z); x = np.cross([0,1,0], z); x /= np.linalg.norm(x)
     v = v@np.stack([x, np.cross(z,x), z])+at+z*.022; self.add('daisy', v, f, col, .95, .1, 20, .3, .04, turn=False)
 def _top(self):
     o = np.array([0,-1.41,-.12]); n = 36; rows = [(84,NAVY),(72,NAVY)]; white = False; edges = np.r_[61:3:-9.]
@@ -176,9 +178,10 @@ def _top(self):
 def _mouth(self):
     "Her chin is too small for the engine's lower gum"
     Head._mouth(self); g = next(p for p in self.list if p.name=='gum_lower'); low = np.clip((MY-.13-g.v[:,1])/.08, 0, 1); g.v[:,1] += .045*low; g.v[:,2] -= .05*low; g.v[:,0] *= 1-.18*low
-Rosa.dress, Rosa._daisy, Rosa._top, Rosa._mouth = dress, _daisy, _top, _mouth
+def _masks(self): Head._masks(self); self.m.fold *= .45 # a child's cheek folds little
+Rosa.dress, Rosa._daisy, Rosa._top, Rosa._mouth, Rosa._masks = dress, _daisy, _top, _mouth, _masks
 
-# %% ../notebooks/24e_rosa.ipynb #9ba8c251
+# %% ../notebooks/24e_rosa.ipynb #aa65d6f0
 def _freckle_spots(n=34, seed=7):
     "x, y and radius of the freckles: a band over cheeks and nose, no two too close"
     rng = np.random.default_rng(seed); out = []
@@ -188,12 +191,12 @@ def _freckle_spots(n=34, seed=7):
         if (u<.05 or u>.14 and y<-.08) and np.hypot((u-EX)/(R*.98), (y-EY)/(R*.98))>1 and all(np.hypot(x-a, y-b)>.052 for a,b,_ in out): out.append((x,y,r))
     return np.array(out)
 def _freckles(self):
-    spots = _freckle_spots(); a = np.linspace(0, 2*np.pi, 7)[:-1]; ring = np.stack([np.cos(a), np.sin(a)], 1); skin = self.list[0]
-    disc = np.concatenate([[[0,0]], .55*ring, 1.15*ring]); i = np.arange(6); j = (i+1)%6
-    tri = np.concatenate([np.stack([0*i,1+i,1+j], 1), np.stack([1+i,7+i,7+j], 1), np.stack([1+i,7+j,1+j], 1)])
+    spots = _freckle_spots(); a = np.linspace(0, 2*np.pi, 9)[:-1]; ring = lambda r, turn=0.: r*np.stack([np.cos(a+turn), np.sin(a+turn)], 1); skin = self.list[0]
+    disc = np.concatenate([[[0,0]], ring(.55), ring(1.15, np.pi/8)]); i = np.arange(8); j = (i+1)%8
+    tri = np.concatenate([np.stack([0*i,1+i,1+j], 1), np.stack([1+i,9+i,1+j], 1), np.stack([1+j,9+i,9+j], 1)])
     pts = (spots[:,None,:2]+spots[:,None,2:]*disc).reshape(-1,2); ids, w = self._under(pts)
-    self.freckle_ids, self.freckle_w = ids, w; f = np.concatenate([tri+13*k for k in range(len(spots))])
-    on = np.einsum('vk,vkx->vx', w, skin.col[ids]); strength = np.tile(np.r_[.68, [.56]*6, [0]*6], len(spots)); col = mix(on, FRECKLE, strength)
+    self.freckle_ids, self.freckle_w = ids, w; f = np.concatenate([tri+17*k for k in range(len(spots))])
+    on = np.einsum('vk,vkx->vx', w, skin.col[ids]); strength = np.tile(np.r_[.68, [.56]*8, [0]*8], len(spots)); col = mix(on, FRECKLE, strength)
     v = self._carried(self.P); f = f if vertex_normals(v,f)[:,2].mean()>0 else f[:,::-1]
     self.add('freckles', v, f, col, np.einsum('vk,vk->v', w, skin.surf[ids,0]), .06, 16, 1, turn=False)
 def _under(self, pts):
@@ -206,15 +209,15 @@ def _under(self, pts):
     return np.array(ids), np.array(ws)
 def _carried(self, P):
     "The freckles on the skin P, a hair's breadth above it"
-    n = vertex_normals(P, self.list[0].f); return np.einsum('vk,vkx->vx', self.freckle_w, P[self.freckle_ids]+.0035*n[self.freckle_ids])
+    n = vertex_normals(P, self.list[0].f); return np.einsum('vk,vkx->vx', self.freckle_w, P[self.freckle_ids]+.0050*n[self.freckle_ids])
 def pose(self, w):
     V = Head.pose(self, w); V[self.slices['freckles']] = self._carried(V[self.slices['skin']]); return V
 Rosa._freckles, Rosa._under, Rosa._carried, Rosa.pose = _freckles, _under, _carried, pose
 
-# %% ../notebooks/24e_rosa.ipynb #ca180f15
+# %% ../notebooks/24e_rosa.ipynb #a825f540
 _BETWEEN = dict(lid_upper=(.33,.66), gaze_x=(-.5,.5), gaze_y=(-.5,.5), gaze_cross=(.5,), jaw_drop=(.5,), tongue_out=(.25,.5,.75))
 _PAIRS = [('lid_upper',b) for b in ('lid_lower','lid_slant','cheek_up','gaze_y')]+[('lid_lower','lid_slant')]+[('jaw_drop',b) for b in ('corner_y','corner_x','lips_funnel','lips_pucker','lip_lower','tongue_out','jaw_x','jaw_forward')]+[
-    ('gaze_x','gaze_y'), ('gaze_x','gaze_cross'), ('gaze_y','gaze_cross'), ('pupil','gaze_x'), ('pupil','gaze_y'), ('lip_upper','corner_y'), ('lip_upper','nose_crinkle'), ('lips_pucker','corner_y')]+[
+    ('gaze_x','gaze_y'), ('gaze_x','gaze_cross'), ('gaze_y','gaze_cross'), ('pupil','gaze_x'), ('pupil','gaze_y'), ('tongue_out','tongue_x'), ('tongue_out','tongue_y'), ('lip_upper','corner_y'), ('lip_upper','nose_crinkle'), ('lips_pucker','corner_y')]+[
     ('lips_press',b) for b in ('lip_upper','lip_lower','nose_crinkle','corner_x')]
 _both = lambda n: [n] if n in NAMES else [n+'_L',n+'_R']
 BETWEEN = {n:b for k,b in _BETWEEN.items() for n in _both(k)}
