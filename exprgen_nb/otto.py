@@ -57,8 +57,8 @@ def lips(p):
     return (chain(p, [(0,MY+.036,.695), (.07,MY+.040,.688), (.155,MY+.022,.640), (MW,MY,.57)], (.038,.038,.033,.02), .03),
             chain(p, [(0,MY-.043,.690), (.085,MY-.040,.675), (.155,MY-.026,.635), (MW,MY,.57)], (.051,.048,.036,.02), .03))
 
-# %% ../notebooks/24c_otto.ipynb #be6ec986
-_TUFTS = [((.57,.40,.04), (.76,.50,.04), (.90,.45,-.01), .12), ((.60,.24,-.02), (.86,.36,-.02), (1.02,.29,-.07), .13), ((.62,.10,-.12), (.90,.16,-.12), (1.06,.07,-.17), .13), ((.62,-.04,-.20), (.86,-.06,-.22), (1.00,-.14,-.26), .125),
+# %% ../notebooks/24c_otto.ipynb #9e3cd553
+_TUFTS = [((0,.36,-.64), (0,.46,-.78), (0,.38,-.88), .15), ((.57,.40,.04), (.76,.50,.04), (.90,.45,-.01), .12), ((.60,.24,-.02), (.86,.36,-.02), (1.02,.29,-.07), .13), ((.62,.10,-.12), (.90,.16,-.12), (1.06,.07,-.17), .13), ((.62,-.04,-.20), (.86,-.06,-.22), (1.00,-.14,-.26), .125),
     ((.58,-.18,-.26), (.78,-.24,-.28), (.88,-.34,-.32), .115), ((.52,.46,-.14), (.68,.60,-.16), (.82,.57,-.20), .11), ((.54,.30,-.28), (.76,.46,-.32), (.90,.40,-.38), .135), ((.56,.14,-.38), (.80,.22,-.44), (.90,.12,-.50), .135), ((.54,-.04,-.42), (.76,-.04,-.50), (.84,-.14,-.56), .135),
     ((.44,.42,-.42), (.60,.52,-.50), (.70,.44,-.56), .125), ((.42,.24,-.58), (.58,.32,-.68), (.66,.22,-.76), .14), ((.44,.04,-.58), (.58,.06,-.70), (.64,-.06,-.78), .14), ((.46,-.18,-.50), (.58,-.20,-.58), (.62,-.32,-.64), .135), ((.26,.36,-.66), (.34,.44,-.76), (.38,.34,-.84), .13),
     ((.24,.14,-.72), (.30,.16,-.83), (.32,.04,-.88), .14), ((.26,-.08,-.68), (.32,-.12,-.78), (.34,-.22,-.82), .14), ((.30,-.30,-.56), (.36,-.36,-.64), (.38,-.46,-.68), .13), ((.07,.28,-.78), (.09,.32,-.88), (.08,.20,-.93), .14), ((.07,.02,-.76), (.09,.00,-.86), (.08,-.12,-.90), .14), ((.10,-.22,-.66), (.11,-.28,-.76), (.10,-.40,-.78), .14)] # a curve each, and how thick
@@ -105,9 +105,9 @@ _SINGLE = dict(AU08=('mouth','lips toward each other over an open jaw'), AU17=('
 CONTROLS = tuple(sorted([Control(f'{n}_{s}', 0, 5, 0, s, r, about) for n,(r,about) in _PAIRED.items() for s in 'LR']+[Control(n, 0, 5, 0, 'M', r, about) for n,(r,about) in _SINGLE.items()], key=lambda c: c.name))
 NAMES = [c.name for c in CONTROLS]
 
-# %% ../notebooks/24c_otto.ipynb #5b514898
+# %% ../notebooks/24c_otto.ipynb #df407e8b
 RECIPES = dict(
-    AU01='brow.innerUD 1.15 brow.midUD .3 brow.outerUD -.25 brow.frown .2 lid.tilt -.5', AU02='brow.outerUD 1.1 brow.midUD .9 brow.innerUD .1', AU04='brow.innerUD -1 brow.midUD -.8 brow.outerUD -.05 brow.frown 1',
+    AU01='brow.innerUD 1.25 brow.midUD .3 brow.outerUD -.25 brow.frown .2 lid.tilt -.5', AU02='brow.outerUD 1.15 brow.midUD 1.35 brow.innerUD .15', AU04='brow.innerUD -1 brow.midUD -.8 brow.outerUD -.05 brow.frown 1',
     AU05='lid.wide 1', AU06='cheek.raise 1 lid.lowerUD .55 lid.wide .12', AU07='lid.squint .9', AU09='nose.wrinkle 1.3 nose.flare .3 nose.UD .6 brow.innerUD -.25', AU43='lid.blink 1',
     AU10='mouth.upperLip 1 cheek.raise .1', AU12='mouth.cornerUD 1 mouth.cornerLR .5 cheek.raise .25 lid.lowerUD .2', AU13='mouth.cornerUD .8 mouth.cornerLR -.1 cheek.puff .5 cheek.raise .55', AU14='mouth.dimple 1.1 mouth.cornerLR .35 mouth.cornerUD .08',
     AU15='mouth.cornerUD -1 mouth.cornerLR -.05', AU16='mouth.lowerLip 1', AU20='mouth.stretch 1 mouth.cornerUD -.3 mouth.lowerLip .15', AU34='cheek.puff 1.6',
@@ -121,7 +121,7 @@ def recipe(name): # moves of one control: dict of engine move -> amount
     return {m.replace('.', f'_{s}.') if s!='-' else m:k for m,k in zip(t[::2], map(float, t[1::2])) for s in (S if m in _SIDED or m.split('.')[0] in _SIDED else '-')}
 _MOVES = {n:recipe(n) for n in NAMES}
 
-# %% ../notebooks/24c_otto.ipynb #8c48aa74
+# %% ../notebooks/24c_otto.ipynb #dd856d03
 def moves(
     w, # dict: control -> 0..1 (E)
 ):     # dict: engine move -> amount
@@ -130,12 +130,13 @@ def moves(
     for n,v in w.items():
         for m,k in _MOVES[n].items(): out[m] = out.get(m, 0)+k*v
     g = lambda n: w.get(n, 0.)
-    out['jaw.open'] = out.get('jaw.open', 0)-.6*g('AU26')*g('AU27')
+    def add(m, k): out.update({m:out.get(m, 0)+k} if k else {})
+    add('jaw.open', -.6*g('AU26')*g('AU27'))
     for S in 'LR':
         m = lambda n: out.get(n.replace('.', f'_{S}.'), 0); both = g('AU01_'+S)*g('AU04_'+S); press = min(1, g('AU24'))
         for n,k in (('brow.innerUD',.80), ('brow.midUD',.45), ('brow.frown',-.1)):
-            if both: out[n.replace('.', f'_{S}.')] = m(n)+k*both
-        out[f'brow_{S}.outerUD'] = m('brow.outerUD')+.25*g('AU01_'+S)*g('AU02_'+S)
+            add(n.replace('.', f'_{S}.'), k*both)
+        add(f'brow_{S}.outerUD', .25*g('AU01_'+S)*g('AU02_'+S))
         if press: out[f'mouth_{S}.upperLip'] = m('mouth.upperLip')*(1-press)-.25*m('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = m('mouth.lowerLip')*(1-press)-.27*m('mouth.stretch')*press
     return out
 

@@ -97,11 +97,12 @@ def soft_labels(
     out = np.zeros((len(e), len(EXPRESSIONS))); out[:,EXPRESSIONS.index('neutral')] = 1-p; out[np.arange(len(e)),e] += p
     return pd.DataFrame(out.round(4), columns=[f'p_{x}' for x in EXPRESSIONS])
 
-# %% ../notebooks/25_poses.ipynb #1c63cafc
+# %% ../notebooks/25_poses.ipynb #b0f850de
 def sample_poses(
     rig,        # a Rig with a file of poses
     n:int,      # rows, spread evenly over the seven expressions
     seed:int=0, # same seed, same rows
+    blends:float=0. # share of rows that are a mixture of two expressions
 )->pd.DataFrame: # character, expression, variant, family, intensity, p_<expression>, then one column a control
     "Poses around the key poses: mixed, stronger and weaker, freer, a little asymmetric, within the limits"
     rng = np.random.default_rng(seed); keys = key_poses(rig); C = len(rig.names); names = list(rig.names)
@@ -126,20 +127,33 @@ def sample_poses(
     variant = [va[i] if i==j else f'{va[i]}+{va[j]}' for i,j in zip(a,b)]
     family = [fa[i] if fa[i]==fa[j] else '+'.join([fa[min(i,j)], short(fa[max(i,j)])]) for i,j in zip(a,b)]
     head = pd.DataFrame(dict(character=rig.name, expression=np.array(EXPRESSIONS)[expr], variant=variant, family=family, intensity=intensity.round(4)))
-    return pd.concat([head, soft_labels(head.expression, head.intensity), pd.DataFrame(W, columns=names)], axis=1)
+    out = pd.concat([head, soft_labels(head.expression, head.intensity), pd.DataFrame(W, columns=names)], axis=1)
+    return _blend(rig, out, keys, rng.random(n)<blends, rng) if blends else out
 
-# %% ../notebooks/25_poses.ipynb #6ed1e909
+def _blend(rig, t, keys, at, rng):
+    "Rows `at` become mixtures with a key pose of another expression, which has the smaller share"
+    names = list(rig.names); at = np.flatnonzero(at); P = [f'p_{e}' for e in EXPRESSIONS]; ke = keys.expression.to_numpy(); own = t.expression.to_numpy()[at]
+    k = np.array([rng.choice(np.flatnonzero((ke!=e)&(ke!='neutral'))) for e in own], int); s = rng.uniform(.2,.45,len(at))[:,None]
+    W = t[names].to_numpy(np.float64, copy=True); W[at] = rig.clamp(_net(rig, (((1-s)*W[at]+s*keys[names].to_numpy()[k])-rig.default)/_reach(rig))*_reach(rig)+rig.default)
+    p = t[P].to_numpy(copy=True); p[at] = (1-s)*p[at]+s*np.eye(len(EXPRESSIONS))[[EXPRESSIONS.index(e) for e in ke[k]]]
+    t = t.assign(**dict(zip(P, p.round(4).T)), **dict(zip(names, W.T.astype(np.float32))))
+    for c in ('variant','family'): v = t[c].to_numpy(object, copy=True); v[at] = [f'{x} & {y}' for x,y in zip(v[at], keys[c].to_numpy()[k])]; t[c] = v
+    return t
+
+# %% ../notebooks/25_poses.ipynb #6a402fe2
 CED_LIGHTS = ('studio','mirrored','soft','evening','cool') # sets of lights of `22_render`
 
 def ced(
-    n:int,           # rows for each character
+    n:int|tuple,     # rows for each character; or a number for each
     seed:int=0,      # same seed, same table
     characters=DATABASE_CHARACTERS, # names
+    blends:float=0., # share of rows that mix two expressions
 )->pd.DataFrame:     # the columns of `sample_poses`, and yaw, pitch (radians), light, back_r, back_g, back_b (0..1), seed
     "The character expression database: one row a picture"
-    out = []
-    for k,name in enumerate(characters):
-        rng = np.random.default_rng([seed,k]); t = sample_poses(character(name), n, seed=int(rng.integers(2**31)))
+    out = []; each = [n]*len(characters) if isinstance(n, int) else list(n)
+    if len(each)!=len(characters): raise ValueError(f'{len(each)} numbers of rows for {len(characters)} characters')
+    for k,(name,n) in enumerate(zip(characters, each)):
+        rng = np.random.default_rng([seed,k]); t = sample_poses(character(name), n, int(rng.integers(2**31)), blends)
         back = rng.uniform(.35,.95,n)[:,None]+rng.normal(0,.05,(n,3))
         shot = pd.DataFrame(dict(yaw=np.deg2rad(rng.uniform(-15,15,n)), pitch=np.deg2rad(rng.uniform(-6,6,n)), light=rng.choice(CED_LIGHTS, n)))
         for j,c in enumerate('rgb'): shot[f'back_{c}'] = back[:,j].clip(0,1)

@@ -79,7 +79,7 @@ def top(p):
     d = union(cone(p, (0,-1.12,-.18), (.46,-1.28,-.2), .20, .19), ellipsoid(p, (0,-1.38,-.08), (.53,.46,.36)), .2)
     return carve(d, ellipsoid(p, (0,-.89,-.10), (.28,.17,.33)), .04)
 
-# %% ../notebooks/24e_rosa.ipynb #974275ec
+# %% ../notebooks/24e_rosa.ipynb #02e35b7c
 _TEN, _ZERO = (-10,10), (0,10)
 _SIDED = dict( # name: (range, region, about, recipe above rest, recipe below)
     brow_inner=(_TEN, 'brow', 'AU1/AU4: inner end up, down', 'brow.innerUD 1 brow.midUD .1', 'brow.innerUD -1.05 brow.midUD -.2'),
@@ -90,7 +90,7 @@ _SIDED = dict( # name: (range, region, about, recipe above rest, recipe below)
     lid_slant=(_TEN, 'lid', 'upper lid: 10 inner half down, -10 outer half down', 'lid.tilt 1', 'lid.tilt -1'),
     cheek_up=(_ZERO, 'cheek', 'AU6', 'cheek.raise 1.1 lid.lowerUD .35', ''),
     cheek_puff=(_TEN, 'cheek', 'AU34/AU35: blown up, sucked in', 'cheek.puff 1.3', 'cheek.puff -.8'),
-    nose_crinkle=(_ZERO, 'nose', 'AU9', 'nose.wrinkle 1.15 mouth.upperLip -.28', ''),
+    nose_crinkle=(_ZERO, 'nose', 'AU9', 'nose.wrinkle 1.15 mouth.upperLip -.36', ''),
     lip_upper=(_ZERO, 'mouth', 'AU10: upper lip up', 'mouth.upperLip 1.1', ''),
     lip_lower=(_ZERO, 'mouth', 'AU16: lower lip down', 'mouth.lowerLip 1', ''),
     corner_y=(_TEN, 'mouth', 'AU12/AU15: corner up, down', 'mouth.cornerUD 1 mouth.cornerLR .2 cheek.raise .15', 'mouth.cornerUD -1'),
@@ -105,8 +105,8 @@ _MIDDLE = dict(
     lips_pucker=(_ZERO, 'mouth', 'AU18', 'mouth.pucker 1', ''), lips_funnel=(_ZERO, 'mouth', 'AU22', 'mouth.funnel 1', ''), lips_press=(_ZERO, 'mouth', 'AU24', 'mouth.upperPress 1 mouth.lowerPress 1', ''),
     roll_upper=(_TEN, 'mouth', 'AU28: upper lip out, in', 'mouth.upperRoll 1 mouth.upperShrug .3', 'mouth.upperRoll -1 mouth.upperPress .8'),
     roll_lower=(_TEN, 'mouth', 'AU28: lower lip out, in', 'mouth.lowerRoll 1', 'mouth.lowerRoll -1 mouth.lowerPress .8'),
-    mouth_x=(_TEN, 'mouth', 'the mouth, + to her right', 'mouth.shiftLR -1', 'mouth.shiftLR 1'),
-    jaw_drop=((0,26), 'jaw', 'AU26/27, degrees', 'jaw.open 1', ''), jaw_x=(_TEN, 'jaw', 'AU30, + to her right', 'jaw.sideLR -1', 'jaw.sideLR 1'), jaw_forward=(_TEN, 'jaw', 'AU29: forward, back', 'jaw.thrust 1', 'jaw.thrust -.6'),
+    mouth_x=(_TEN, 'mouth', 'the mouth, + to her right', 'mouth.shiftLR -.75', 'mouth.shiftLR .75'),
+    jaw_drop=((0,26), 'jaw', 'AU26/27, degrees', 'jaw.open 1', ''), jaw_x=(_TEN, 'jaw', 'AU30, + to her right', 'jaw.sideLR -.85 mouth.lowerLip -.06', 'jaw.sideLR .85 mouth.lowerLip -.06'), jaw_forward=(_TEN, 'jaw', 'AU29: forward, back', 'jaw.thrust 1', 'jaw.thrust -.6'),
     chin_up=(_ZERO, 'jaw', 'AU17', 'jaw.chinRaise 1', ''),
     tongue_out=(_ZERO, 'tongue', 'AU19', 'tongue.out 1', ''), tongue_x=(_TEN, 'tongue', '+ to her right', 'tongue.LR -1', 'tongue.LR 1'), tongue_y=(_TEN, 'tongue', 'tip up, down', 'tongue.UD 1', 'tongue.UD -1'))
 CONTROLS = tuple(Control(f'{n}_{s}', *r, 0, s, g, a) for n,(r,g,a,*_) in _SIDED.items() for s in 'LR')+tuple(Control(n, *r, 0, 'M', g, a) for n,(r,g,a,*_) in _MIDDLE.items())
@@ -124,7 +124,7 @@ def recipe(
     return {m.replace('.', f'_{s}.') if s else m: float(k) for m,k in zip(t[::2], t[1::2]) for s in (('LR' if side=='M' else side) if m.startswith(_PER_SIDE) else ('',))}
 _MOVES = {n:(recipe(n, False), recipe(n, True)) for n in NAMES}
 
-# %% ../notebooks/24e_rosa.ipynb #72bc34fc
+# %% ../notebooks/24e_rosa.ipynb #520dffce
 class Rosa(Head):
     size = SIZE
     triangles, middle = 7600, .03
@@ -133,7 +133,7 @@ class Rosa(Head):
     def moves(self, w):
         out = {}
         for n,v in w.items():
-            for m,k in _MOVES[n][v<0].items(): out[m] = out.get(m, 0)+k*abs(v)
+            for m,k in _MOVES[n][int(v<0)].items(): out[m] = out.get(m, 0)+k*abs(v)
         for m in ('tongue.UD','tongue.LR'): out[m] = out.get(m, 0)*(.3+.7*min(1, out.get('tongue.out', 0))) # a tongue that is in stays in
         press = min(1, .5*(out.get('mouth.upperPress', 0)+out.get('mouth.lowerPress', 0)))
         for S in 'LR':
@@ -153,7 +153,7 @@ def _ray(sdf, o, d, far=1.6):
     for _ in range(60): t = t-.8*sdf(o+d*t[:,None])
     return o+d*t[:,None]
 
-# %% ../notebooks/24e_rosa.ipynb #f2a80083
+# %% ../notebooks/24e_rosa.ipynb #be75fa83
 def dress(self):
     g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32)
     v,f = march(hair, (g(-1.02,1.03,.036), g(-.74,1.40,.036), g(-.98,.86,.036))); v = relax(v, f, 4); f = outward(v, f)
@@ -176,8 +176,11 @@ def _top(self):
     ao = np.maximum(.3, occlusion(v, vertex_normals(v,f), lambda p: np.minimum(top(p), face(p))))
     self.add('top', v, f, np.repeat([r[1] for r in rows], n, 0), ao, .03, 8, 0, turn=False)
 def _mouth(self):
-    "Her chin is too small for the engine's lower gum"
-    Head._mouth(self); g = next(p for p in self.list if p.name=='gum_lower'); low = np.clip((MY-.13-g.v[:,1])/.08, 0, 1); g.v[:,1] += .045*low; g.v[:,2] -= .05*low; g.v[:,0] *= 1-.18*low
+    "Her mouth and chin are small: narrower rows of teeth, their ends and the lower gum further back"
+    Head._mouth(self)
+    for g in (p for p in self.list if p.name.startswith(('teeth','gum'))):
+        low = np.clip((MY-.06-g.v[:,1])/.12, 0, 1)*('lower' in g.name); g.v[:,1] += .045*np.clip((MY-.13-g.v[:,1])/.08, 0, 1)*low
+        g.v[:,0] *= .90-.15*low; g.v[:,2] -= 1.2*g.v[:,0]**2+.045*low
 def _masks(self): Head._masks(self); self.m.fold *= .45 # a child's cheek folds little
 Rosa.dress, Rosa._daisy, Rosa._top, Rosa._mouth, Rosa._masks = dress, _daisy, _top, _mouth, _masks
 

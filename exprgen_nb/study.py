@@ -9,8 +9,9 @@ __all__ = ['KINDS', 'ANSWER_COLUMNS', 'TEXTS', 'PLANTED', 'Kind', 'Rules', 'catc
            'Result', 'analyse', 'compare', 'plot_classes', 'plot_frames', 'plot_transfer', 'simulate',
            'check_intervals', 'variance_shares', 'sample_size', 'simulated_designs']
 
-# %% ../notebooks/45_study.ipynb #83e3d8b5
-import csv, hashlib, io, itertools, json, os, re, secrets, shutil
+# %% ../notebooks/45_study.ipynb #a8f68736
+import csv, hashlib, io, itertools, json, os, re, secrets
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -96,7 +97,7 @@ def _sets(d, role, kind, rng):
 
 _TRIALS = dict(choice=_single, closeness=_single, preference=_pairs, order=_sets)
 
-# %% ../notebooks/45_study.ipynb #4017d25d
+# %% ../notebooks/45_study.ipynb #8bd5f33d
 @dataclass(frozen=True, eq=False)
 class Study:
     "A planned study"
@@ -118,7 +119,8 @@ class Study:
     def choices(self): return KINDS[self.kind].choices
     def __repr__(self):
         n = self.trials.role.value_counts()
-        return f"Study {self.id}: {self.kind}, {n.get('main',0)} trials ({self.per_rater} a rater, {self.repeats} twice), {n.get('practice',0)} for practice, {n.get('catch',0)} catch trials of which {self.rules.catch} must be right"
+        return (f"Study {self.id}: {self.kind}, {n.get('main',0)} trials ({self.per_rater} a rater, {self.repeats} twice), {n.get('practice',0)} for practice, "
+                f"{n.get('catch',0)} catch trials of which {self.rules.catch} must be right")
 
 # %% ../notebooks/45_study.ipynb #222d0a93
 def make_study(
@@ -361,7 +363,7 @@ def as_answers(
     if (twice := a.duplicated(['rater','trial'])).any(): raise ValueError(f'{int(twice.sum())} answers are double; files are merged by `read_answers`')
     return Answers(_join(study, a), pd.DataFrame(columns=['problem','file','rater','trial','detail']))
 
-# %% ../notebooks/45_study.ipynb #e4450c8b
+# %% ../notebooks/45_study.ipynb #1d13f990
 def read_answers(
     files,  # files or folders, one or a list: tables of answers, or any text with codes in it
     study:Study,
@@ -377,7 +379,8 @@ def read_answers(
             key = r['rater'],r['trial']; was = kept.get(key)
             first,later = (r,None) if was is None else (was,r) if not (r['at'] and was['at'] and r['at']<was['at']) else (r,was)
             kept[key] = first
-            if later: bad.append(_problem('duplicate', later['file'], later) if later['answer']==first['answer'] else _problem('contradiction', later['file'], later, f"{first['answer']} in {first['file']}, then {later['answer']}"))
+            if later and later['answer']==first['answer']: bad.append(_problem('duplicate', later['file'], later))
+            elif later: bad.append(_problem('contradiction', later['file'], later, f"{first['answer']} in {first['file']}, then {later['answer']}"))
     if not kept: raise ValueError(f"no answer to {study.id} in {', '.join(p.name for p in files) or 'no file'}"+(f"; {bad[0]['problem']}: {bad[0]['file']} {bad[0]['detail']}" if bad else ''))
     a = pd.DataFrame(list(kept.values())).astype(dict(slot=int, place=int, ms=int)).sort_values(['rater','place'], ignore_index=True)
     for (rater,slot),g in a.groupby(['rater','slot']):
@@ -441,13 +444,22 @@ function localStore() {
 }
 '''
 
-# %% ../notebooks/45_study.ipynb #a79bf577
+# %% ../notebooks/45_study.ipynb #ff77f2fe
 _JS_PAGES = r'''
 const make = (tag, props, ...kids) => { const e = Object.assign(document.createElement(tag), props); e.append(...kids); return e }
-const say = (text, more) => { const v = {trials:order ? order.length : D.slots[0].length, question:D.question, minutes:D.minutes, contact:D.contact, keys:'1 – ' + D.keys, ...more}; return text.replace(/\{(\w+)\}/g, (_, k) => v[k] ?? '') }
+const say = (text, more) => {
+  const v = {trials:order ? order.length : D.slots[0].length, question:D.question, minutes:D.minutes, contact:D.contact, keys:'1 – ' + D.keys, ...more}
+  return text.replace(/\{(\w+)\}/g, (_, k) => v[k] ?? '')
+}
 const paragraphs = text => text.split('\n').filter(p => p.trim()).map(p => make('p', {textContent:p}))
-function view(name, cls, ...kids) { const m = document.getElementById('page'); m.className = cls; m.replaceChildren(...kids); document.body.dataset.view = name; trial = null; scrollTo(0, 0) }
-const page = (name, text, label, then, ...more) => { const b = make('button', {id:'go', textContent:label}); b.onclick = then; view(name, 'text', make('h1', {textContent:T.title}), ...paragraphs(text), ...more, b); b.focus() }
+function view(name, cls, ...kids) {
+  const m = document.getElementById('page'); m.className = cls; m.replaceChildren(...kids)
+  document.body.dataset.view = name; trial = null; scrollTo(0, 0)
+}
+function page(name, text, label, then, ...more) {
+  const b = make('button', {id:'go', textContent:label}); b.onclick = then
+  view(name, 'text', make('h1', {textContent:T.title}), ...paragraphs(text), ...more, b); b.focus()
+}
 const hex = n => [...crypto.getRandomValues(new Uint8Array(n))].map(b => b.toString(16).padStart(2, '0')).join('')
 
 let store, me, answers, order, trial = null
@@ -469,20 +481,29 @@ async function agree() {
 }
 '''
 
-# %% ../notebooks/45_study.ipynb #8f128f00
+# %% ../notebooks/45_study.ipynb #5e397966
 _JS_TRIAL = r'''
-const picture = (file, cls, click) => { const i = make('img', {src:'pictures/' + file, alt:'', className:cls, draggable:false}), f = make('figure', {className:cls}, i); if (click) { i.onclick = click; i.style.cursor = 'pointer' } return f }
+function picture(file, cls, click) {
+  const i = make('img', {src:'pictures/' + file, alt:'', className:cls, draggable:false})
+  if (click) { i.onclick = click; i.style.cursor = 'pointer' }
+  return make('figure', {className:cls}, i)
+}
+function button(word, k) { // the key's number stands before the word, unless it is the word
+  const b = make('button', {}, ...(word == k || !word ? [] : [make('kbd', {textContent:k})]), D.words[word] ?? (word || k))
+  b.dataset.key = k; b.onclick = () => press(k); return b
+}
 async function next() {
   const place = order.findIndex((_, p) => !answers.some(a => a.place == p))
   if (place < 0) return finish()
   if (place == D.practice && place && !next.told) { next.told = true; return page('practised', T.practised, T.begin, next) }
   const [i, shown] = order[place], [id, reference, files] = D.trials[i], pairs = D.kind == 'preference' || D.kind == 'order'
   const faces = [...shown].map((l, k) => picture(files[l.charCodeAt(0) - 97], 'face', pairs && (() => press(k + 1))))
-  const buttons = (pairs ? [...shown].map(() => '') : D.choices).map((w, k) => { const b = make('button', {}, ...(w == k + 1 || !w ? [] : [make('kbd', {textContent:k + 1})]), D.words[w] ?? (w || k + 1)); b.dataset.key = k + 1; b.onclick = () => press(k + 1); return b })
+  const buttons = (pairs ? [...shown].map(() => '') : D.choices).map((word, k) => button(word, k + 1))
   if (pairs) faces.forEach((f, k) => f.append(buttons[k]))
   const first = reference ? [picture(reference, 'reference')] : [], note = make('div', {id:'note'})
   const pictures = D.kind == 'preference' ? [...first, make('div', {className:'row'}, ...faces)] : [make('div', {className:first.length || pairs ? 'row' : ''}, ...first, ...faces)]
-  view('trial', D.kind + ' waiting', make('progress', {max:order.length, value:place}), make('h2', {textContent:D.question}), ...(D.kind == 'order' ? paragraphs(T.order) : []), ...pictures, make('div', {id:'keys'}, ...(pairs ? [] : buttons)), note)
+  const head = [make('progress', {max:order.length, value:place}), make('h2', {textContent:D.question}), ...(D.kind == 'order' ? paragraphs(T.order) : [])]
+  view('trial', D.kind + ' waiting', ...head, ...pictures, make('div', {id:'keys'}, ...(pairs ? [] : buttons)), note)
   const now = trial = {place, id, shown, typed:'', faces}
   for (const im of document.images) try { await im.decode() } catch (e) { return trial === now && view('error', 'text', ...paragraphs(say(T.lost, {file:im.getAttribute('src')}))) }
   await new Promise(f => requestAnimationFrame(() => requestAnimationFrame(f)))
@@ -501,7 +522,10 @@ function press(k) {
   trial.typed += trial.shown[k - 1]; mark()
   if (trial.typed.length == n) submit(trial.typed, ms)
 }
-function mark() { trial.faces.forEach((f, k) => { const at = trial.typed.indexOf(trial.shown[k]); f.firstChild.style.borderColor = at < 0 ? '' : '#2457a6'; f.title = at < 0 ? '' : at + 1 }); document.getElementById('note').textContent = [...trial.typed].map(l => trial.shown.indexOf(l) + 1).join(' < ') }
+function mark() { // frames the pictures chosen so far
+  trial.faces.forEach((f, k) => { f.firstChild.style.borderColor = trial.typed.includes(trial.shown[k]) ? '#2457a6' : '' })
+  document.getElementById('note').textContent = [...trial.typed].map(l => trial.shown.indexOf(l) + 1).join(' < ')
+}
 async function submit(answer, ms) {
   const t = trial; t.busy = true
   const a = {place:t.place, trial:t.id + (D.slots[me.slot][t.place][2] ?? ''), shown:t.shown, answer, ms, at:new Date().toISOString()}
@@ -515,7 +539,7 @@ addEventListener('keydown', e => {
 })
 '''
 
-# %% ../notebooks/45_study.ipynb #896d2eec
+# %% ../notebooks/45_study.ipynb #84d619d4
 _JS_END = r'''
 const csv = () => ['study,rater,slot,place,trial,shown,answer,ms,at', ...answers.map(a => [D.study, me.rater, me.slot, a.place, a.trial, a.shown, a.answer, a.ms, a.at].join(','))].join('\n') + '\n'
 function fnv(text) { let h = 2166136261; for (const c of text) h = Math.imul(h ^ c.charCodeAt(0), 16777619) >>> 0; return h.toString(36) }
@@ -529,7 +553,8 @@ function finish() {
   const file = make('a', {id:'csv', download:D.study + '_' + me.rater + '.csv', href:URL.createObjectURL(new Blob([csv()], {type:'text/csv'}))}, make('button', {textContent:T.download, tabIndex:-1}))
   const box = make('textarea', {id:'code', readOnly:true, value:code()}), copy = make('button', {id:'copy', textContent:T.copy})
   copy.onclick = async () => { box.select(); try { await navigator.clipboard.writeText(box.value) } catch (e) { document.execCommand('copy') }; copy.textContent = T.copied }
-  page('end', say(T.thanks) + '\n' + T.hand_over, T.next, async () => { if (confirm(T.sure)) { await store.clear(); next.told = false; order = null; start() } }, make('p', {}, file), box, make('p', {}, copy))
+  const leave = async () => { if (confirm(T.sure)) { await store.clear(); next.told = false; order = null; start() } }
+  page('end', say(T.thanks) + '\n' + T.hand_over, T.next, leave, make('p', {}, file), box, make('p', {}, copy))
   file.focus()
 }
 start()
@@ -588,28 +613,27 @@ def export_page(
     (folder/'input.csv').write_text('slot,link\n'+''.join(f'{k},{link}?slot={k}\n' for k in range(slots)), encoding='utf-8')
     return page
 
-# %% ../notebooks/45_study.ipynb #85b83df8
+# %% ../notebooks/45_study.ipynb #83799124
 def rate_raters(
     study:Study,
     answers, # `Answers`
 )->pd.DataFrame: # a row a rater: answered, catch, catch_right, fast, same, seconds, repeats, kept, why
     "Apply the study's rules"
-    r, roles = study.rules, study.trials.role.value_counts(); total = int(study.per_rater+study.repeats+roles.get('catch',0)+roles.get('practice',0)); n_catch = int(roles.get('catch',0))
-    a = answers.table; a = a.assign(right=[x in e for x,e in zip(a.answer, a.expect)]); out = []
-    said = dict(zip(zip(a.rater, a.trial), a.answer)); again = a[a.role=='repeat'].assign(same=lambda d: [x==said.get((r,t[:-1]), x) for r,t,x in zip(d.rater, d.trial, d.answer)]).groupby('rater').same.mean()
-    for rater,g in a.groupby('rater', sort=False):
-        seen = g[g.role!='practice']; c = g[g.role=='catch']; why = []
-        same = seen['keys'].value_counts(normalize=True).max() if len(seen) else 0.; fast = float((seen.ms<r.fast_ms).mean()) if len(seen) else 0.
-        if len(g)<r.answered*total: why.append(f'answered {len(g)} of {total}')
-        if n_catch and c.right.sum()<r.catch*len(c)/n_catch: why.append(f'{int(c.right.sum())} of {len(c)} catch trials right')
-        if fast>r.fast_share: why.append(f'{fast:.0%} faster than {r.fast_ms} ms')
-        if same>r.same_share: why.append(f'one key for {same:.0%}')
-        out.append(dict(rater=rater, answered=len(g)/total, catch=len(c), catch_right=int(c.right.sum()), fast=fast, same=float(same), seconds=float(seen.ms.median()/1000) if len(seen) else np.nan,
-                        repeats=float(again.get(rater, np.nan)), kept=not why, why=', '.join(why)))
+    r, roles = study.rules, study.trials.role.value_counts(); n_catch = int(roles.get('catch',0))
+    total = study.per_rater+study.repeats+n_catch+int(roles.get('practice',0)); a = answers.table; of,out = {},[]
+    for x,*v in zip(a.rater.tolist(), a.trial.tolist(), a.role.tolist(), a.answer.tolist(), a.expect.tolist(), a.ms.tolist(), a['keys'].tolist()): of.setdefault(x, []).append(v)
+    for rater,rows in of.items():
+        first = {t:w for t,_,w,*_ in rows}; agrees = [w==first.get(t[:-1], w) for t,role,w,*_ in rows if role=='repeat']
+        caught = [w in e for _,role,w,e,*_ in rows if role=='catch']; ms,keys = [[v[i] for v in rows if v[1]!='practice'] for i in (4,5)]
+        right,some = sum(caught), max(len(ms),1); fast = sum(m<r.fast_ms for m in ms)/some; same = max(Counter(keys).values(), default=0)/some
+        why = [w for w,bad in ((f'answered {len(rows)} of {total}', len(rows)<r.answered*total), (f'{right} of {len(caught)} catch trials right', n_catch and right<r.catch*len(caught)/n_catch),
+                               (f'{fast:.0%} faster than {r.fast_ms} ms', fast>r.fast_share), (f'one key for {same:.0%}', same>r.same_share)) if bad]
+        out.append(dict(rater=rater, answered=len(rows)/total, catch=len(caught), catch_right=right, fast=fast, same=same, seconds=float(np.median(ms))/1000 if ms else np.nan,
+                        repeats=float(np.mean(agrees)) if agrees else np.nan, kept=not why, why=', '.join(why)))
     return pd.DataFrame(out)
 
-# %% ../notebooks/45_study.ipynb #fa9a4b1d
-def _index(v): return np.unique(np.asarray(v).astype(str), return_inverse=True)[1].reshape(-1)
+# %% ../notebooks/45_study.ipynb #52a65995
+def _index(v): return pd.factorize(v if isinstance(v, pd.Series) else np.asarray(v))[0] # numbers from 0, in order of appearance
 
 def _sums(i, v, n): return np.stack([np.bincount(i, c, n) for c in v.T], -1)
 
@@ -701,7 +725,7 @@ def _scores(study, a):
         s = [w['abcdefg'.index(l)] for l in x]; d = np.array([t-f for f,t in itertools.combinations(s, 2) if t!=f]); return float((d>0).mean()) if len(d) else np.nan
     return np.array([pairs(x, w) for x,w in zip(a.answer, a.what)])
 
-# %% ../notebooks/45_study.ipynb #f1a860a8
+# %% ../notebooks/45_study.ipynb #67ef6cb0
 @dataclass(frozen=True, eq=False)
 class Result:
     "What a study found"
@@ -717,13 +741,15 @@ class Result:
     def scale(self): return (lambda y: 1+4*y) if self.study.kind=='closeness' else (lambda y: y)
     def to_dict(self):
         "For `save_run`"
-        return dict(study=self.study.id, raters=len(self.raters), kept=int(self.raters.kept.sum()), left_out=self.raters[~self.raters.kept].why.tolist(), notes=list(self.notes), table=self.table.to_dict('records'),
-                    frames=self.frames.to_dict('records'), alpha=self.alpha.to_dict('records'), confusion={k:{n:v.tolist() for n,v in c.items()} for k,c in self.confusion.items()})
+        rows = lambda d: json.loads(d.to_json(orient='records')); lists = lambda v: [[None if np.isnan(x) else float(x) for x in r] for r in np.atleast_2d(v)]
+        return dict(study=self.study.id, raters=len(self.raters), kept=int(self.raters.kept.sum()), left_out=self.raters[~self.raters.kept].why.tolist(), notes=list(self.notes),
+                    table=rows(self.table), frames=rows(self.frames), alpha=rows(self.alpha), confusion={k:{n:lists(v) for n,v in c.items()} for k,c in self.confusion.items()})
     def __repr__(self):
         say = (lambda r: f'{r["mean"]:.2f} [{r.low:.2f}-{r.high:.2f}]') if self.study.kind=='closeness' else (lambda r: f'{r["mean"]:.1%} [{r.low:.0%}-{r.high:.0%}]')
-        return f'{self.study.id}: '+'; '.join(f'{r.system} {say(r)} over {r.pictures} pictures' for _,r in self.table[self.table.label=='all'].iterrows())+f'; {self.raters.kept.sum()} of {len(self.raters)} raters kept'
+        means = '; '.join(f'{r.system} {say(r)} over {r.pictures} pictures' for _,r in self.table[self.table.label=='all'].iterrows())
+        return f'{self.study.id}: {means}; {self.raters.kept.sum()} of {len(self.raters)} raters kept'
 
-# %% ../notebooks/45_study.ipynb #722bdd98
+# %% ../notebooks/45_study.ipynb #4e756c7e
 def _row(a, classes, rounds):
     "One line of a table: both intervals"
     m,lo,hi = rated_interval(a.score, a.trial, a.rater, a.label if classes else None, a.subject)
@@ -740,7 +766,18 @@ def _confusion(a):
         if k.any(): share[i],low[i],high[i] = rated_interval(y[k], a.trial[k], a.rater[k], subject=a.subject[k]); n[i] = a.trial[k].nunique()
     return dict(share=share, low=low, high=high, pictures=n)
 
-# %% ../notebooks/45_study.ipynb #f220985e
+_SCALED = ('mean','low','high','pictures_low','pictures_high')
+
+def _alpha(study, a, rounds):
+    if study.kind=='order': return dict(alpha=np.nan, low=np.nan, high=np.nan)
+    value = [w['ab'.index(x)] for x,w in zip(a.answer, a.what)] if study.kind=='preference' else a.answer
+    return dict(zip(('alpha','low','high'), krippendorff(a.trial, value, 'ordinal' if study.kind=='closeness' else 'nominal', min(rounds,500))))
+
+def _relabel(a, truth):
+    seen = perceived(a, truth); lost = a.stimulus[~a.stimulus.isin(seen)].nunique(); a = a[(a.system!=truth) & a.stimulus.isin(seen)].reset_index(drop=True)
+    return a.assign(label=a.stimulus.map(seen)), f'label: what most raters saw in {truth}'+(f'; {lost} stimuli without a majority left out' if lost else '')
+
+# %% ../notebooks/45_study.ipynb #75dfcdd1
 def analyse(
     study:Study,
     answers,         # `Answers`, from `read_answers`
@@ -751,22 +788,17 @@ def analyse(
     raters = rate_raters(study, answers); a = answers.table; a = a[(a.role=='main') & a.rater.isin(raters.rater[raters.kept])].reset_index(drop=True); notes = []
     if not len(a): raise ValueError(f'{study.id}: no rater is left; '+'; '.join(f'{w} ({n} raters)' for w,n in raters.why.value_counts().items()))
     if (k := raters.kept.sum())<5: notes.append(f'{k} raters: too few to speak of other raters')
-    if truth:
-        seen = perceived(a, truth); lost = a.stimulus[~a.stimulus.isin(seen)].nunique(); a = a[(a.system!=truth) & a.stimulus.isin(seen)].reset_index(drop=True)
-        a['label'] = a.stimulus.map(seen); notes.append(f'label: what most raters saw in {truth}'+(f'; {lost} stimuli without a majority left out' if lost else ''))
-    a['score'] = _scores(study, a); scale = (lambda d: {k: 1+4*v if k in ('mean','low','high','pictures_low','pictures_high') else v for k,v in d.items()}) if study.kind=='closeness' else dict
-    sort = lambda s: sorted(set(s), key=list(dict.fromkeys(study.trials.sort_values('stimulus').system)).index)
+    if truth: a,note = _relabel(a, truth); notes.append(note)
+    a['score'] = _scores(study, a); scale = (lambda d: {k: 1+4*v if k in _SCALED else v for k,v in d.items()}) if study.kind=='closeness' else dict
     table,frames,alpha,conf = [],[],[],{}
-    for y in sort(a.system):
-        b = a[a.system==y]
-        table += [dict(system=y, label=e, **scale(_row(b[b.label==e], False, rounds))) for e in EXPRESSIONS if (b.label==e).any()]+[dict(system=y, label='all', **scale(_row(b, True, rounds)))]
+    for y,b in a.groupby('system'):
+        table += [dict(system=y, label=e, **scale(_row(b[b.label==e], False, rounds))) for e in EXPRESSIONS if (b.label==e).any()]
+        table.append(dict(system=y, label='all', **scale(_row(b, True, rounds)))); alpha.append(dict(system=y, **_alpha(study, b, rounds)))
         if b.frame.nunique()>1: frames += [dict(system=y, label=e, frame=f, **scale(_row(g, False, 0))) for (e,f),g in b.groupby(['label','frame'])]
-        value = [w['ab'.index(x)] for x,w in zip(b.answer, b.what)] if study.kind=='preference' else b.answer
-        alpha.append(dict(system=y, **dict(zip(('alpha','low','high'), krippendorff(b.trial, value, 'ordinal' if study.kind=='closeness' else 'nominal', min(rounds,500)))) if study.kind!='order' else dict(alpha=np.nan, low=np.nan, high=np.nan)))
         if study.kind=='choice': conf[y] = _confusion(b)
     return Result(study, raters, pd.DataFrame(table), pd.DataFrame(frames), conf, pd.DataFrame(alpha), a, tuple(notes))
 
-# %% ../notebooks/45_study.ipynb #f858aad8
+# %% ../notebooks/45_study.ipynb #5d666022
 def compare(
     result:Result,
     a:str, # a system
@@ -774,20 +806,20 @@ def compare(
     rounds:int=2000, # bootstrap rounds; 0: none
 )->pd.DataFrame: # label, a, b, difference (a minus b), low, high, pictures_low, pictures_high, stimuli
     "Difference between two systems on the stimuli that both have"
-    d = result.answers; d = d[d.system.isin([a,b])].assign(key=lambda d: d.stimulus+'|'+d.frame.astype(str)); both = d.groupby('key').system.nunique(); d = d[d.key.isin(both.index[both==2])]
+    d = result.answers; d = d[d.system.isin([a,b])].assign(key=lambda d: d.stimulus+'|'+d.frame.astype(str))
+    both = d.groupby('key').system.nunique(); d = d[d.key.isin(both.index[both==2])]; f, rows = 4 if result.study.kind=='closeness' else 1, []
     if not len(d): raise ValueError(f"'{a}' and '{b}' have no stimulus in common; systems: {', '.join(sorted(set(result.answers.system)))}")
-    f, rows = 4 if result.study.kind=='closeness' else 1, []
     for e in [*(x for x in EXPRESSIONS if (d.label==x).any()), 'all']:
-        g = d if e=='all' else d[d.label==e]; sign = np.where(g.system==a, 1., -1.); one = np.zeros(len(g), int)
-        parts = _parts(g.score.to_numpy()[:,None], _index(g.key), _index(g.rater), _index(g.label) if e=='all' else one, _index(g.subject), sign)
-        V,t2 = _t2(parts, .95); half = np.sqrt(V*t2)[0] if max(parts[4:])>0 else np.nan; m = parts[0][0]; mean = result.scale(np.array([rated_interval(g.score[s], g.key[s], g.rater[s], g.label[s])[0] for s in (g.system==a, g.system==b)]))
-        row = dict(label=e, **{a:mean[0], b:mean[1]}, difference=f*m, low=f*(m-half), high=f*(m+half))
-        p = g.assign(score=g.score).pivot_table(index='key', columns='system', values='score', aggfunc='mean'); of = g.groupby('key')[['label','subject']].first().loc[p.index]
+        g = d if e=='all' else d[d.label==e]; sign = np.where(g.system==a, 1., -1.)
+        parts = _parts(g.score.to_numpy()[:,None], *(_index(g[c]) for c in ('key','rater','label','subject')), sign)
+        V,t2 = _t2(parts, .95); m,half = parts[0][0], np.sqrt(V*t2)[0] if max(parts[4:])>0 else np.nan
+        p = g.pivot_table(index='key', columns='system', values='score', aggfunc='mean'); of = g.groupby('key')[['label','subject']].first().loc[p.index]; means = p.groupby(of.label).mean().mean()
+        row = dict(label=e, **{y: float(result.scale(means[y])) for y in (a,b)}, difference=f*m, low=f*(m-half), high=f*(m+half))
         if rounds: row |= dict(zip(('pictures_low','pictures_high'), f*np.array(bootstrap_interval(p[a]-p[b], of.subject, of.label, rounds=rounds)[1:])))
         rows.append(row|dict(stimuli=len(p)))
     return pd.DataFrame(rows)
 
-# %% ../notebooks/45_study.ipynb #ee4646c7
+# %% ../notebooks/45_study.ipynb #e5e2bb3a
 _COLORS = ('#c44e52','#4c72b0','#55a868','#8172b2','#937860')
 
 def _plt():
@@ -810,29 +842,32 @@ def plot_classes(
     what = dict(choice='named as intended', closeness='closeness, 1 to 5', preference='preferred', order='pairs in order')[result.study.kind]
     get = lambda y: t[t.system==y].set_index('label').reindex(labels)
     if engine=='plotly':
-        go = _go(); bars = [go.Bar(name=y, x=labels, y=(d := get(y))['mean'], error_y=dict(type='data', symmetric=False, array=d.high-d['mean'], arrayminus=d['mean']-d.low), marker_color=_COLORS[i%5]) for i,y in enumerate(systems)]
+        go = _go(); whisker = lambda d: dict(type='data', symmetric=False, array=d.high-d['mean'], arrayminus=d['mean']-d.low)
+        bars = [go.Bar(name=y, x=labels, y=get(y)['mean'], error_y=whisker(get(y)), marker_color=_COLORS[i%5]) for i,y in enumerate(systems)]
         return go.Figure(bars, dict(yaxis_title=what, yaxis_range=[1,5] if closeness else [0,1], barmode='group'))
     ax = ax or _plt().subplots(figsize=(6.4,3.2), layout='constrained')[1]; w = .8/len(systems)
     for i,y in enumerate(systems):
         d = get(y); x = np.arange(len(labels))+(i-(len(systems)-1)/2)*w; bottom = 1. if closeness else 0.
-        ax.bar(x, d['mean']-bottom, w, bottom, color=_COLORS[i%5], label=y); ax.errorbar(x, d['mean'], [np.maximum(d['mean']-d.low,0), np.maximum(d.high-d['mean'],0)], fmt='none', ecolor='black', lw=1, capsize=2)
+        ax.bar(x, d['mean']-bottom, w, bottom, color=_COLORS[i%5], label=y)
+        ax.errorbar(x, d['mean'], [np.maximum(d['mean']-d.low,0), np.maximum(d.high-d['mean'],0)], fmt='none', ecolor='black', lw=1, capsize=2)
     ax.set_xticks(range(len(labels)), labels, rotation=20); ax.set(ylabel=what, ylim=(1,5) if closeness else (0,1)); ax.set_title('' if len(systems)>1 else systems[0])
     if len(systems)>1: ax.legend(ncols=len(systems), loc='lower right', fontsize=8)
     return ax
 
-# %% ../notebooks/45_study.ipynb #f140c7cf
+# %% ../notebooks/45_study.ipynb #419c0e8d
 def plot_frames(
     result:Result,
     engine:str='matplotlib', # or 'plotly'
     ax=None,                 # matplotlib axes; None: a new figure
 ):                           # the axes, or plotly's figure
-    "Share that names the expression along a sequence; first system solid, the others dashed (paper Fig. 5d)"
+    "Share that names the expression along a sequence; the first system by name solid, the others dashed (paper Fig. 5d)"
     f = result.frames
     if not len(f): raise ValueError(f'{result.study.id} has no sequences: give the stimuli a column `frame`')
     systems, lines = list(dict.fromkeys(f.system)), list(f.groupby(['label','system'], sort=False))
     color = {e:_COLORS[i%5] for i,e in enumerate(dict.fromkeys(f.label))}
     if engine=='plotly':
-        go = _go(); return go.Figure([go.Scatter(name=f'{e}, {y}', x=g.frame, y=g['mean'], line=dict(color=color[e], dash='solid' if y==systems[0] else 'dash')) for (e,y),g in lines], dict(xaxis_title='frame', yaxis_title='named as intended'))
+        go = _go(); style = lambda e,y: dict(color=color[e], dash='solid' if y==systems[0] else 'dash')
+        return go.Figure([go.Scatter(name=f'{e}, {y}', x=g.frame, y=g['mean'], line=style(e,y)) for (e,y),g in lines], dict(xaxis_title='frame', yaxis_title='named as intended'))
     ax = ax or _plt().subplots(figsize=(6.4,3.2), layout='constrained')[1]
     for (e,y),g in lines:
         ax.plot(g.frame, g['mean'], '-' if y==systems[0] else '--', color=color[e], label=f'{e}, {y}'); ax.fill_between(g.frame, g.low, g.high, color=color[e], alpha=.1, lw=0)
@@ -849,7 +884,9 @@ def plot_transfer(
     system = system or next(iter(result.confusion), None)
     if system not in result.confusion: raise ValueError(f"no confusion of '{system}'; there is {', '.join(result.confusion) or 'none: not a forced choice'}")
     c = result.confusion[system]; mean = result.table[(result.table.system==system) & (result.table.label=='all')]['mean'].iloc[0]; title = f'{system}: {mean:.1%}'
-    if engine=='plotly': go = _go(); return go.Figure(go.Heatmap(z=100*c['share'], x=EXPRESSIONS, y=EXPRESSIONS, colorscale='Blues', zmin=0, zmax=100), dict(title=title, yaxis_autorange='reversed', xaxis_title='answered', yaxis_title='true'))
+    if engine=='plotly':
+        go = _go(); cells = go.Heatmap(z=100*c['share'], x=EXPRESSIONS, y=EXPRESSIONS, colorscale='Blues', zmin=0, zmax=100)
+        return go.Figure(cells, dict(title=title, yaxis_autorange='reversed', xaxis_title='answered', yaxis_title='true'))
     return plot_confusion(np.nan_to_num(c['share'])*(c['pictures'][:,None]+1e-6), ax, title)
 
 # %% ../notebooks/45_study.ipynb #56dadc7f
@@ -902,7 +939,7 @@ def simulate(
     said = np.where(np.isin(kind, ['random','fast']), rng.integers(0, len(W), N), np.where(kind=='same', number%len(W), said)); ms = np.where(kind=='fast', study.min_ms+rng.uniform(0, 150, N), ms)
     return s.assign(study=study.id, rater=np.array(names)[rater], answer=np.array(W)[said], ms=ms.astype(int), at='')[list(ANSWER_COLUMNS)]
 
-# %% ../notebooks/45_study.ipynb #4b4692af
+# %% ../notebooks/45_study.ipynb #22f975f2
 def check_intervals(
     study:Study,     # a 'choice' or 'closeness' study
     raters:int=12,   # careful ones
@@ -919,13 +956,16 @@ def check_intervals(
     planted = {y: np.diag(C)[here] if study.kind=='choice' else np.full(sum(here), C@np.arange(1,6)) for y,C in truth.items()}
     note = lambda what, *ok: hits.setdefault(what, []).extend(map(bool, ok))
     for seed in range(first, first+sims):
-        r = analyse(study, as_answers(study, simulate(study, raters, truth, careless, careless, careless, plan=plan, seed=seed, **kw)), rounds=rounds)
+        r = analyse(study, as_answers(study, simulate(study, raters, truth, careless, careless, careless, plan=plan, seed=seed, **kw)), rounds=0)
         careful = r.raters.rater.str.startswith('careful'); kept += r.raters.kept[careful].tolist(); found += (~r.raters.kept[~careful]).tolist()
         for y in systems:
-            t = r.table[r.table.system==y]; want = np.append(planted[y], planted[y].mean()); ok = (t.low<=want) & (want<=t.high); note('classes', *ok[:-1]); note('all', ok.iloc[-1]); wide.append((t.high.iloc[-1]-t.low.iloc[-1])/2)
-            if rounds: note('bootstrap', t.pictures_low.iloc[-1]<=want[-1]<=t.pictures_high.iloc[-1])
+            t = r.table[r.table.system==y]; want = np.append(planted[y], planted[y].mean()); ok = (t.low<=want) & (want<=t.high)
+            note('classes', *ok[:-1]); note('all', ok.iloc[-1]); wide.append((t.high.iloc[-1]-t.low.iloc[-1])/2)
+            if rounds: b = _row(r.answers[r.answers.system==y], True, rounds); note('bootstrap', b['pictures_low']<=want[-1]<=b['pictures_high'])
             if r.confusion: c = r.confusion[y]; ok = ((c['low']-1e-12<=truth[y]) & (truth[y]<=c['high']+1e-12))[here]; note('cells', *ok.ravel()); cells = cells+ok/len(systems)
-        if len(systems)==2: d = compare(r, *systems, rounds=0).iloc[-1]; gap = planted[systems[0]].mean()-planted[systems[1]].mean(); note('difference', d.low<=gap<=d.high); note('seen', not d.low<=0<=d.high)
+        if len(systems)==2:
+            d = compare(r, *systems, rounds=0).iloc[-1]; gap = planted[systems[0]].mean()-planted[systems[1]].mean()
+            note('difference', d.low<=gap<=d.high); note('seen', not d.low<=0<=d.high)
     out = dict(sims=sims, raters=raters, pictures=len(main), **{k:float(np.mean(v)) for k,v in hits.items()}, half_width=float(np.mean(wide)), kept=float(np.mean(kept)))
     return out|(dict(lowest_cell=float((cells/sims).min())) if np.ndim(cells) else {})|(dict(found=float(np.mean(found))) if found else {})
 
@@ -956,14 +996,19 @@ def sample_size(
     left = (half_width/z)**2/one-raters/R if difference is None else (difference/(z+norm.ppf(power)))**2/(2*one)
     return pd.Series(np.where(left>0, np.ceil((pictures+rest/R)/np.where(left>0, left, 1)), np.nan), pd.Index(among, name='raters'), name='pictures').astype('Int64')
 
-# %% ../notebooks/45_study.ipynb #04cca16d
+# %% ../notebooks/45_study.ipynb #6d7bc9ba
 def simulated_designs(
 )->dict: # name -> arguments of `check_intervals`
     "The designs that the intervals are checked with"
     def design(counts, kind='choice', systems=('nilo',), **kw):
         rows = [dict(stimulus=f'{e}{i}', picture=f'{y}{e}{i}', label=e, system=y, reference=f'{e}{i}') for y in systems for e,n in zip(EXPRESSIONS, counts) for i in range(n)]
-        known = [dict(stimulus=f'clear{e}', picture=e, label=e, reference=e, expect='4|5' if kind=='closeness' and k%2 else '1|2' if kind=='closeness' else '') for k,e in enumerate(EXPRESSIONS*(2 if kind=='closeness' else 1))]
+        ends = ('4|5','1|2') if kind=='closeness' else ('',)
+        known = [dict(stimulus=f'clear{e}', picture=e, label=e, reference=e, expect=x) for e in EXPRESSIONS for x in ends]
         return make_study('simulated', kind, rows, catch=known, **kw)
     usual = [10,8,9,16,14,10,12]; clearer = .65*PLANTED+.35*np.eye(7); fair,good = np.array([10,18,25,27,20])/100, np.array([3,7,15,30,45])/100
-    return dict(usual=dict(study=design(usual, repeats=4), raters=12, careless=1, rounds=400), small=dict(study=design([10]*7), raters=5, rounds=400), shared=dict(study=design([20]*7, per_rater=35), raters=30),
-                two=dict(study=design([8]*7, systems=('human','nilo')), raters=10, truth=dict(human=PLANTED, nilo=clearer)), closeness=dict(study=design([6]*7, 'closeness', ('baseline','network')), raters=10, careless=1, truth=dict(baseline=fair, network=good)))
+    return dict(
+        usual=dict(study=design(usual, repeats=4), raters=12, careless=1, rounds=400),
+        small=dict(study=design([10]*7), raters=5, rounds=400),
+        shared=dict(study=design([20]*7, per_rater=35), raters=30),
+        two=dict(study=design([8]*7, systems=('human','nilo')), raters=10, truth=dict(human=PLANTED, nilo=clearer)),
+        closeness=dict(study=design([6]*7, 'closeness', ('baseline','network')), raters=10, careless=1, truth=dict(baseline=fair, network=good)))
