@@ -4,7 +4,7 @@ env     build or refresh .venv (every other task does so first)
 demo    a real photo becomes an expression on nilo and ama; ends with the path of the picture
 test    [WORD ...] all notebooks, or those with a WORD in their name, and that generated files are in step
 lab     open the notebooks in JupyterLab
-bench   measure speed on this computer
+bench   measure speed on this computer, then draw the whole database and check every character (some 20 minutes)
 readme  write README.md from notebooks/index.ipynb
 """
 # Runs before anything is installed: standard library only, and old Pythons must get as far as the message below.
@@ -102,7 +102,7 @@ def lab():
     root = ['--allow-root'] if hasattr(os, 'geteuid') and os.geteuid()==0 else []
     call(PY, '-m', 'jupyterlab', '--notebook-dir=notebooks', *root)
 
-def bench(): env(); call(PY, '-m', 'exprgen_nb.cli', 'bench')
+def bench(): env(); call(PY, '-m', 'exprgen_nb.cli', 'bench', '--sweeps')
 
 # README
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['quantiles', 'turns', 'time_calls', 'renderers', 'engines', 'bench_character', 'bench_transfer', 'bench_networks',
-           'bench_files', 'bench_browser', 'bench_text', 'bench']
+           'bench_files', 'bench_browser', 'bench_text', 'bench', 'sweeps']
 
-# %% ../notebooks/91_bench.ipynb #d2c193d5
-import tempfile, time
+# %% ../notebooks/91_bench.ipynb #eb1fe4c0
+import json, os, tempfile, time
+from pathlib import Path
 import numpy as np
 from .blocks import save_run
 
@@ -106,7 +107,7 @@ def bench_networks(
     ms = time_calls({k: lambda f=f: f(face[None]) for k,f in run.items()}, n)
     return {e: x or {k:ms[e,k] for k in chains} for e,x in out.items()}
 
-# %% ../notebooks/91_bench.ipynb #74430551
+# %% ../notebooks/91_bench.ipynb #54e00862
 def bench_files(
     t, # a Transfer
     n:int=20, # counted times
@@ -124,7 +125,7 @@ def bench_browser()->dict: # as `quantiles`, or the reason in 'not run'
     try:
         from exprgen_nb.browser import bench_slider
         return dict(bench_slider())
-    except Exception as e: return _not_run(f'{type(e).__name__}: {e}') # no browser, no JupyterLab, no display: the other rows stand
+    except (ImportError, FileNotFoundError) as e: return _not_run(f'{type(e).__name__}: {e}') # no browser, no Playwright: the other rows stand
 
 # %% ../notebooks/91_bench.ipynb #46651294
 def _rows(x, path=()):
@@ -171,4 +172,26 @@ def bench(
             'slider to frame in the browser':bench_browser() if browser else _not_run('browser=False')})
     path = save_run('bench', r, modules=('mesh','rig','render','render_gl','engine','cmlp','transfer','bench'), weights=gen.weights(), folder=out)
     print(bench_text(r)); print(path)
+    return r
+
+# %% ../notebooks/91_bench.ipynb #26454ace
+def sweeps(
+    out=None, # folder for `sweeps.json`; None: `cfg.runs`
+    pictures:int|None=None, # rows of the database; None: the edition's 55,767
+    poses:int=5000, # poses of each character
+    size:int=256 # px
+)->dict: # what was saved
+    "Draw the database and look for faults; print and save"
+    import resource
+    from exprgen_nb.ced import EDITION, draw_ced, edition
+    from exprgen_nb.characters import CHARACTERS, DATABASE_CHARACTERS
+    from exprgen_nb.checks import TOLERANCE, check_characters
+    with tempfile.TemporaryDirectory() as d:
+        tic = time.perf_counter(); table = edition(pictures or EDITION); made = time.perf_counter()-tic; tic = time.perf_counter(); draw_ced(table, d, size, progress=pictures is None); took = time.perf_counter()-tic
+        files = list(Path(d).glob('*')); mb = lambda fs: round(sum(f.stat().st_size for f in fs)/1e6, 1)
+        drawn = dict(pictures=len(table), characters=list(DATABASE_CHARACTERS), size=size, workers=os.cpu_count(), seconds=round(took,1), seconds_table=round(made,1), pictures_per_second=round(len(table)/took,1),
+            table_mb=mb(f for f in files if f.name=='table.parquet'), pictures_mb=mb(f for f in files if f.name!='table.parquet'), peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+    tic = time.perf_counter(); faults = check_characters(CHARACTERS, poses, workers=(os.cpu_count() or 1) if poses>100 else 1); r = dict(database=drawn, faults=dict(tolerance=TOLERANCE, seconds=round(time.perf_counter()-tic,1), characters=faults))
+    path = save_run('sweeps', r, modules=('ced','checks','poses','render','rig'), folder=out)
+    print(json.dumps(r['database'], indent=1)); print(*(f'{n:<8}'+', '.join(f'{k} {v[k]:.2%}' for k in TOLERANCE) for n,v in faults.items()), path, sep='\n')
     return r

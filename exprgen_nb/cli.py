@@ -67,7 +67,7 @@ def cache(clear:bool=False)->int:
     if clear: shutil.rmtree(cfg.cache, ignore_errors=True); print('cache cleared')
     return 0
 
-# %% ../notebooks/49_cli.ipynb #502e6fd4
+# %% ../notebooks/49_cli.ipynb #617f5c02
 def _parser():
     p = argparse.ArgumentParser('exprgen', description='A photo of a face in, the same expression on a 3D character out'); sub = p.add_subparsers(dest='cmd', required=True)
     t = sub.add_parser('transfer', help='photos to rig controls, pictures and GLB files'); t.add_argument('photos', nargs='+', metavar='PHOTO')
@@ -76,7 +76,7 @@ def _parser():
     sub.add_parser('characters', help='list the characters')
     c = sub.add_parser('ced', help='write a table of labelled poses'); c.add_argument('n', type=int); c.add_argument('--seed', type=int, default=0); c.add_argument('--out', default='ced.parquet')
     n = sub.add_parser('train', help='train a network that ships'); n.add_argument('net', choices=('hcnn','rig_cnn','cmlp')); n.add_argument('--preset', default='fast', choices=('fast','paper','tiny')); n.add_argument('--seed', type=int, default=0)
-    sub.add_parser('bench', help='measure speed on this computer')
+    b = sub.add_parser('bench', help='measure speed on this computer'); b.add_argument('--sweeps', action='store_true', help='also draw the whole character database and check every character (minutes)')
     h = sub.add_parser('cache', help='sizes of what is kept on this computer'); h.add_argument('--clear', action='store_true')
     return p
 
@@ -90,8 +90,9 @@ def main(
     if o.cmd=='ced': return ced(o.n, o.seed, o.out)
     if o.cmd=='cache': return cache(o.clear)
     if o.cmd=='bench':
-        from exprgen_nb.bench import bench
-        return bench() and 0
+        from exprgen_nb.bench import bench, sweeps
+        bench()
+        return 0 if not o.sweeps or sweeps() else 1
     from exprgen_nb.training import train
     return train(o.net, o.preset, o.seed) and 0
 

@@ -7,10 +7,11 @@ __all__ = ['SIZE', 'R', 'NAVY', 'WHITE', 'RED', 'INK', 'CONTROLS', 'NAMES', 'REC
            'lips', 'helmet', 'hair', 'top', 'opening', 'collar', 'bow', 'lid', 'lashes', 'lock', 'recipe', 'Yuki',
            'code_version', 'bake', 'make_yuki']
 
-# %% ../notebooks/24d_yuki.ipynb #11fa7a3b
+# %% ../notebooks/24d_yuki.ipynb #671a1e60
 from functools import lru_cache
 import numpy as np
 from scipy.interpolate import CubicSpline, RegularGridInterpolator
+from fastcore.basics import patch
 from .characters import ASSETS
 from .heads import Head, LM, LN, Proportions, teeth, bake as _bake, code_version as _code_version
 from .mesh import vertex_normals
@@ -77,7 +78,7 @@ def bow(p):
     q = np.float32(sides(np.float32(p)))-np.float32([0,.09,0])
     return union(union(ellipsoid(q, (0,-1.07,.33), (.05,.05,.045)), cone(q, (.04,-1.07,.32), (.17,-1.03,.28), .02, .07), .03), cone(q, (.02,-1.09,.32), (.11,-1.24,.34), .025, .05), .03)
 
-# %% ../notebooks/24d_yuki.ipynb #3dd49b34
+# %% ../notebooks/24d_yuki.ipynb #7c62e15a
 @lru_cache
 def _skin_at():
     "How far the skin lies from the middle of the eyeball, on a grid of directions"
@@ -106,6 +107,8 @@ def lid(
     rise = rise-.2*smooth(np.hypot((d[...,0]*(size.ball+.03)-.008)/(R-.05)/np.where(d[...,0]>0, 1.15, 1), (d[...,1]*(size.ball+.03)-.018)/(R-.030)), 1.08, 1.28) # at the edge of the hole the lid comes up to the skin, and dives under it outside
     d = d*(rad+rise)[...,None]
     d[...,0] *= side; return (d+np.array(size.eye)*[side,1,1]).reshape(-1,3)
+
+# %% ../notebooks/24d_yuki.ipynb #caeb8566
 def lashes(
     edge, # (LN,3) front edge of the upper lid
     size, # Proportions
@@ -117,7 +120,7 @@ def lashes(
     k = (size.lash*(.45+.55*smooth(a, -1, .5))*np.clip((1.12-np.abs(a))/.16, 0, 1))[:,None]; wing = (1.3*size.lash*bump(a, 1.0, .13)*(a<1.15))[:,None]
     return np.concatenate([edge+out*.005+up*k*.9, edge+out*(.010+.35*k)+up*k*.4+away*wing, edge+out*.001-up*.1*k])
 
-# %% ../notebooks/24d_yuki.ipynb #fa5a69ec
+# %% ../notebooks/24d_yuki.ipynb #3e4073cd
 def lock(
     path,   # (k,3) points it runs through
     width,  # half width at its widest
@@ -135,7 +138,7 @@ def lock(
     grad = lambda f,p: np.stack([f(np.float32(p+k))-f(np.float32(p-k)) for k in np.eye(3)*.02], -1)/.04
     if under is not None:
         for _ in range(4):
-            g = grad(under, c); g = g/np.maximum(np.linalg.norm(g, axis=1, keepdims=True), 1e-6); c = c+g*np.maximum(0, clear-.09*(1-smooth(x, 0, .3))-under(np.float32(c)))[:,None]
+            g = grad(under, c); g = g/np.maximum(np.linalg.norm(g, axis=1, keepdims=True), 1e-6); miss = clear-.06*(1-smooth(x, 0, .22))-under(np.float32(c)); c = c+g*np.where(miss<0, miss*(1-smooth(x, .35, .75))*(not hang), miss)[:,None]
         N = g
     else: N = c-[0,.2,-.1]
     if hang: N = c*[1,0,1]+[0,0,.1]
@@ -180,7 +183,7 @@ def recipe(name, sign=1): # moves of one control at its limit: dict of engine mo
     return out
 _MOVES = {(n,s):recipe(n, s) for n in NAMES for s in (1,-1)}
 
-# %% ../notebooks/24d_yuki.ipynb #8c3c4c94
+# %% ../notebooks/24d_yuki.ipynb #c13f9142
 class Yuki(Head):
     size = SIZE
     triangles, middle = 7800, .02
@@ -204,90 +207,111 @@ class Yuki(Head):
                 for m in ('upperLip','lowerLip'): out[f'mouth_{S}.{m}'] = out.get(f'mouth_{S}.{m}', 0)*(1-press)
                 out[f'mouth_{S}.upperLip'] -= .25*out.get(f'nose_{S}.wrinkle', 0)*press; out[f'mouth_{S}.lowerLip'] -= .27*out.get(f'mouth_{S}.stretch', 0)*press
         return out
-    def _eye(self, s, S):
-        z = self.size; c = np.array(z.eye)*[s,1,1]; rings = np.linspace(0,96,9)
-        self.add('ball_'+S, rot(cap(rings, R+0*rings, 20), c*0, s*6)+c, grid_faces(9,20), (.97,.97,.985), .95, .25, 60, 0)
-        n = 28; rings = np.r_[0,15.5,16.3,22,28,33,37.6,38.6,41.5,43]; i = cap(rings, R+.007+0*rings, n)*[.90,1.02,1]; self.iris0 = i/np.linalg.norm(i, axis=1, keepdims=True)*(R+.007)
-        k = np.repeat(np.arange(len(rings)), n); h = np.clip(.5+.5*i[:,1]/(R*np.sin(np.deg2rad(38))), 0, 1); low = smooth(1-h, .15, .95)[:,None]
-        col = np.array((.13,.13,.36))*(1-low)+np.array((.42,.80,1.))*low; inner = ((k>2)&(k<6))[:,None]
-        col = np.where(inner, col, col*.45); col[k<2] = (.04,.04,.13); col[k==2] = col[k==2]*.9; col[k>=8] = (.30,.32,.52)
-        self.add('iris_'+S, self.iris0+c, grid_faces(len(rings),n), col, .98, .35, 90, 0, .10+.22*low[:,0]*inner[:,0])
-        spot = lambda r,yaw,pit: rot(cap(np.array([0,r,r+.5]), R+np.array([.011,.011,.009]), 12)*[.85,1.1,1], np.zeros(3), yaw, pit)
-        self.glint0 = np.concatenate([spot(8.5,-13,18), spot(4.2,13,-17)]); f = grid_faces(3,12); self.add('glint_'+S, self.glint0+c, np.concatenate([f,f+36]), (1,1,1), 1, 0, 1, 0, 1)
-        for up in (True,False):
-            p = lid(z, s, up, *z.lids); col = np.tile(z.skin,(len(p),1))*(.99,.98,.975)
-            if up: col[:2*LN] = INK; col[2*LN:3*LN] = mix(np.tile(z.skin,(LN,1)), INK, np.full(LN, .8))
-            else: col[:LN],col[LN:2*LN] = z.lid_edge
-            self.add(('upper_lid_' if up else 'lower_lid_')+S, p, grid_faces(LM,LN), col, .97, .08, 16, 1)
-            if up:
-                f = grid_faces(3,LN); l = lashes(p[LN:2*LN], z, s); f = f if vertex_normals(l, f)[:LN,1].mean()>0 else f[:,::-1]; self.add('lash_'+S, l, f, INK, .8, .1, 12, 0, turn=False)
-        self._brow_points(); self.browm = self._brow_mask(self.brow_line); self.add('brow_'+S, self.brow*[s,1,1], grid_faces(19,8), np.array(z.hair_colour)*.8, 1, .08, 12, 0)
-    def _skin(self, P, f):
-        super()._skin(P, f); r = np.linalg.norm(sides(P)-list(SIZE.eye), axis=1); s = self.list[0]; ao = s.surf # no dark ring around the eye
-        depth = -face(P); s.col = mix(s.col, (.80,.34,.35), .9*smooth(depth, .012, .035)*(1-smooth(depth, .045, .08))*(np.abs(P[:,0])<.3)) # the inside of the lips
-        ao[:,0] += .8*(1-ao[:,0])*(1-smooth(r, R+.05, R+.16))*(P[:,2]>EZ)
-    def _masks(self):
-        super()._masks(); x,y = np.abs(self.P[:,0]),self.P[:,1]; m = self.m # a small mouth pulls less cheek along
-        m.wide = np.where(x<MW, x/MW, bump(x,MW,.15))*bump(y,MY,.14)*smooth(self.P[:,2],.05,.35); m.fold *= .3
-    def _mouth(self):
-        super()._mouth()
-        for p in self.list:
-            if p.name.startswith('teeth'): # one white band a jaw
-                up = p.name=='teeth_upper'; v,w = teeth(MY+.12 if up else MY-.13, MY-.028 if up else MY-.045, SIZE.teeth[0 if up else 1], 1.5, .185 if up else .165, n=17, count=0)
-                p.v,p.f = v,outward(v-[0,MY,.3],grid_faces(17,7)); n = len(v); p.col = mix(np.tile((.99,.98,.96),(n,1)), (.26,.07,.06), .8*smooth(np.abs(v[:,0]),.11,.18)); p.surf = np.tile([.95,.2,40,0,.05], (n,1))
-            if p.name=='tongue': p.v = p.v*[.74,.8,1]+[0,.2*(MY-.12)+.028,-.075]
-            if p.name=='gum_lower': p.v[:,1] = MY-.10+(p.v[:,1]-MY+.15)*.6
-    def _brow_points(self): # laid a little outward
-        super()._brow_points(); x0,length = SIZE.brow[:2]
-        for p in (self.brow,self.brow_line): p[:,1] += .022-.05*np.clip((p[:,0]-x0)/length, 0, 1)
-    def _side(self, h, S, sg, pupil, V, out):
-        before = V.copy(); super()._side(h, S, sg, pupil, V, out); P = self.P; d = V-before # cheeks are not drawn in as deep, and stay behind the lower lid
-        d[:,2] *= np.where(d[:,2]<0, 1-.78*bump(P[:,1],MY+.10,.22)*smooth(P[:,2],.2,.4), 1)
-        d[:,2] += .5*np.maximum(0, d[:,1])*bump(P[:,1],MY+.08,.12)*smooth(np.abs(P[:,0]),.09,.17)*(P[:,2]>.2) # the corner slides over the cheek
-        r = np.linalg.norm(sides(P)-list(SIZE.eye), axis=1); d *= (1-.85*bump(r, R+.035, .07)*(1-smooth(P[:,1], EY-.12, EY)))[:,None]; V[:] = before+d
-    def _lids(self, h, S, sg, pupil, out):
-        "Lids, lashes, iris and glint of one side; a smiling eye closes upwards"
-        z = self.size; bl, wd, ti, lw, sq, arc = (h('lid.'+k) for k in ('blink','wide','tilt','lowerUD','squint','arc')); ey, ex = h('eye.lookUD'), h('eye.lookLR')
-        up = z.lids[0]+8*wd+6*ey*(1-bl)-6*max(0,ti)-8*sq; low = z.lids[1]-5*wd+z.squint*sq+4*ey*(ey<0)+7*h('cheek.raise')+lw*14
-        meet = -15+28*arc; up = up*(1-bl)+meet*bl; low = low*(1-bl)+(meet+8)*bl
-        for u in (True,False): out[('upper_lid_' if u else 'lower_lid_')+S] = lid(z, sg, u, up, low, ti*(1-bl))
-        out['lash_'+S] = lashes(out['upper_lid_'+S][LN:2*LN], z, sg)
-        c = np.array(z.eye)*[sg,1,1]; i0 = self.iris0; rr = np.hypot(i0[:,0], i0[:,1]); kk = 1+pupil*np.interp(rr, [0,.068,.12,.165,.2], [.35,.35,.28,.24,.20])
-        i0 = i0*np.stack([kk,kk,1+0*kk], -1); i0 *= (R+.007)/np.linalg.norm(i0, axis=1, keepdims=True)
-        yaw, pit = 20*ex-sg*1.0, 17*ey-1; out['iris_'+S] = rot(i0+c, c, yaw, pit); out['glint_'+S] = rot(self.glint0+c, c, .7*yaw, .7*pit)
-        return bl
-    def dress(self):
-        g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32); shade = lambda f,v,t,lo=.3: np.maximum(lo, occlusion(v, vertex_normals(v,t), f))
-        def paint(v, t, lo=.35): # a ring of light around the head
-            k = 1-smooth(np.abs(v[:,1]-.80-.10*v[:,2]), .0, .12)
-            col = mix(np.tile(SIZE.hair_colour,(len(v),1)), (.30,.42,.72), .8*k*(v[:,1]>.4)); col = mix(col, (.16,.22,.48), .45*smooth(-v[:,1], -.2, 1.2)); return col
-        v,f = march_half(hair, (g(0,.9,.04), g(-1.35,1.2,.04), g(-.95,.75,.04))); v,f = thin(v, f, 1500); v[v[:,0]<.015,0] = 0; v,f = mirrored(*used(v,f))
-        self.add('hair', v, f, paint(v,f), np.clip(.2+.85*occlusion(v, vertex_normals(v,f), lambda p: np.minimum(hair(p), face(p, False))), 0, 1), .16, 14, 0, turn=False)
-        self._locks(paint)
-        v,f = march_half(top, (g(0,.9,.045), g(-1.4,-.7,.045), g(-.75,.5,.045))); v,f = thin(v, f, 420); v,f = mirrored(*used(v,f))
-        self.add('blouse', v, f, WHITE, shade(lambda p: np.minimum(top(p), face(p)), v, f), .03, 8, 0, turn=False)
-        v,f = march_half(collar, (g(0,.7,.022), g(-1.4,-.7,.022), g(-.7,.45,.022))); v,f = thin(v, f, 900); v,f = mirrored(*used(v,f))
-        z = lambda x,y: next(z for z in np.arange(.5, -.5, -.004) if collar(np.array([x,y,z]))<0)
-        path = [(opening(y)+.055,y) for y in np.linspace(-.86, -1.19, 9)]; w,t = lock([(x,y,z(x,y)) for x,y in path], .014, .6, 9, 9, root=1, hang=True); w,t = mirrored(w, t)
-        self.add('stripe', w, t, WHITE, .95, .05, 10, 0, turn=False)
-        self.add('collar', v, f, NAVY, shade(lambda p: np.minimum(top(p)+.01, face(p)), v, f, .5), .04, 10, 0, turn=False)
-        v,f = march_half(bow, (g(0,.3,.025), g(-1.30,-.8,.025), g(.15,.48,.025))); v,f = thin(v, f, 260); v,f = mirrored(*used(v,f))
-        self.add('bow', v, f, RED, shade(lambda p: np.minimum(bow(p)+.01, top(p)), v, f, .5), .06, 12, 0, turn=False)
-    def _locks(self, paint):
-        under = lambda p: np.minimum(helmet(p), self.face(p, False))
-        fringe = [ # middle and tip of each lock (x, y), half width
-            ((-.03,.86), (.03,.45), .115), ((.19,.86), (.22,.62), .15), ((-.22,.86), (-.18,.605), .155), ((.38,.82), (.39,.58), .15), ((-.42,.82), (-.37,.59), .15),
-            ((.55,.72), (.56,.36), .13), ((-.57,.72), (-.56,.36), .13)]
-        V,F = [],[]; add = lambda v,f: (F.append(f+sum(map(len,V))), V.append(v))
-        for (x,y),(tx,ty),w in fringe:
-            zt = lambda x,y: .72*np.sqrt(max(.02, 1-(x/.72)**2))
-            add(*lock([(x*.35,1.12,-.10), (x*.75,1.05,.34), (x,y,zt(x,y)-.08), ((x+tx)/2,(y+ty)/2-.02,zt(tx,ty)-.10), (tx,ty,zt(tx,ty)-.20)], w, .30, 1., 12, .022, under))
-        for s in (1,-1): # side locks, before the ears, and the edge of the long hair
-            add(*lock([(s*.46,.96,.12), (s*.66,.66,.24), (s*.725,.25,.28), (s*.735,-.20,.29), (s*.70,-.60,.31), (s*.64,-.98,.34)], .135, .40, 1.8, 15, .03, under, hang=True))
-            add(*lock([(s*.50,.96,-.14), (s*.70,.60,-.10), (s*.79,.10,-.16), (s*.80,-.40,-.20), (s*.81,-.90,-.22), (s*.83,-1.35,-.22)], .20, .35, 3, 13, .02, under, hang=True))
-        for pts,w in (([(0,1.10,-.10), (.02,1.26,.00), (.15,1.35,.12), (.30,1.27,.22)], .055), ([(0,1.10,-.12), (-.05,1.22,-.10), (-.14,1.27,-.02), (-.22,1.22,.04)], .04)): add(*lock(pts, w, .6, 1., 9, root=.6))
-        v,f = np.concatenate(V),np.concatenate(F)
-        self.add('locks', v, f, paint(v,f), np.clip(.35+.7*occlusion(v, vertex_normals(v,f), under), 0, 1), .16, 14, 0, turn=False)
+
+# %% ../notebooks/24d_yuki.ipynb #e63c98b5
+@patch
+def _eye(self:Yuki, s, S):
+    z = self.size; c = np.array(z.eye)*[s,1,1]; rings = np.linspace(0,96,9)
+    self.add('ball_'+S, rot(cap(rings, R+0*rings, 20), c*0, s*6)+c, grid_faces(9,20), (.97,.97,.985), .95, .25, 60, 0)
+    n = 28; rings = np.r_[0,15.5,16.3,22,28,33,37.6,38.6,41.5,43]; i = cap(rings, R+.007+0*rings, n)*[.90,1.02,1]; self.iris0 = i/np.linalg.norm(i, axis=1, keepdims=True)*(R+.007)
+    k = np.repeat(np.arange(len(rings)), n); h = np.clip(.5+.5*i[:,1]/(R*np.sin(np.deg2rad(38))), 0, 1); low = smooth(1-h, .15, .95)[:,None]
+    col = np.array((.13,.13,.36))*(1-low)+np.array((.42,.80,1.))*low; inner = ((k>2)&(k<6))[:,None]
+    col = np.where(inner, col, col*.45); col[k<2] = (.04,.04,.13); col[k==2] = col[k==2]*.9; col[k>=8] = (.30,.32,.52)
+    self.add('iris_'+S, self.iris0+c, grid_faces(len(rings),n), col, .98, .35, 90, 0, .10+.22*low[:,0]*inner[:,0])
+    spot = lambda r,yaw,pit: rot(cap(np.array([0,r,r+.5]), R+np.array([.011,.011,.009]), 12)*[.85,1.1,1], np.zeros(3), yaw, pit)
+    self.glint0 = np.concatenate([spot(8.5,-13,18), spot(4.2,13,-17)]); f = grid_faces(3,12); self.add('glint_'+S, self.glint0+c, np.concatenate([f,f+36]), (1,1,1), 1, 0, 1, 0, 1)
+    for up in (True,False):
+        p = lid(z, s, up, *z.lids); col = np.tile(z.skin,(len(p),1))*(.99,.98,.975)
+        if up: col[:2*LN] = INK; col[2*LN:3*LN] = mix(np.tile(z.skin,(LN,1)), INK, np.full(LN, .8))
+        else: col[:LN],col[LN:2*LN] = z.lid_edge
+        self.add(('upper_lid_' if up else 'lower_lid_')+S, p, grid_faces(LM,LN), col, .97, .08, 16, 1)
+        if up:
+            f = grid_faces(3,LN); l = lashes(p[LN:2*LN], z, s); f = f if vertex_normals(l, f)[:LN,1].mean()>0 else f[:,::-1]; self.add('lash_'+S, l, f, INK, .8, .1, 12, 0, turn=False)
+    self._brow_points(); self.browm = self._brow_mask(self.brow_line); self.add('brow_'+S, self.brow*[s,1,1], grid_faces(19,8), np.array(z.hair_colour)*.8, 1, .08, 12, 0)
+
+# %% ../notebooks/24d_yuki.ipynb #724c3632
+@patch
+def _lids(self:Yuki, h, S, sg, pupil, out):
+    "Lids, lashes, iris and glint of one side; a smiling eye closes upwards"
+    z = self.size; bl, wd, ti, lw, sq, arc = (h('lid.'+k) for k in ('blink','wide','tilt','lowerUD','squint','arc')); ey, ex = h('eye.lookUD'), h('eye.lookLR')
+    up = z.lids[0]+8*wd+6*ey*(1-bl)-6*max(0,ti)-8*sq; low = z.lids[1]-5*wd+z.squint*sq+4*ey*(ey<0)+7*h('cheek.raise')+lw*14
+    meet = -15+28*arc; up = up*(1-bl)+meet*bl; low = low*(1-bl)+(meet+8)*bl
+    for u in (True,False): out[('upper_lid_' if u else 'lower_lid_')+S] = lid(z, sg, u, up, low, ti*(1-bl))
+    out['lash_'+S] = lashes(out['upper_lid_'+S][LN:2*LN], z, sg)
+    c = np.array(z.eye)*[sg,1,1]; i0 = self.iris0; rr = np.hypot(i0[:,0], i0[:,1]); kk = 1+pupil*np.interp(rr, [0,.068,.12,.165,.2], [.35,.35,.28,.24,.20])
+    i0 = i0*np.stack([kk,kk,1+0*kk], -1); i0 *= (R+.007)/np.linalg.norm(i0, axis=1, keepdims=True)
+    yaw, pit = 20*ex-sg*1.0, 17*ey-1; out['iris_'+S] = rot(i0+c, c, yaw, pit); out['glint_'+S] = rot(self.glint0+c, c, .7*yaw, .7*pit)
+    return bl
+
+# %% ../notebooks/24d_yuki.ipynb #a8ec6bf4
+@patch
+def _skin(self:Yuki, P, f):
+    Head._skin(self, P, f); r = np.linalg.norm(sides(P)-list(SIZE.eye), axis=1); s = self.list[0]; ao = s.surf # no dark ring around the eye
+    depth = -face(P); s.col = mix(s.col, (.80,.34,.35), .9*smooth(depth, .012, .035)*(1-smooth(depth, .045, .08))*(np.abs(P[:,0])<.3)) # the inside of the lips
+    ao[:,0] += .8*(1-ao[:,0])*(1-smooth(r, R+.05, R+.16))*(P[:,2]>EZ)
+@patch
+def _masks(self:Yuki):
+    Head._masks(self); x,y = np.abs(self.P[:,0]),self.P[:,1]; m = self.m # a small mouth pulls less cheek along
+    m.wide = np.where(x<MW, x/MW, bump(x,MW,.15))*bump(y,MY,.14)*smooth(self.P[:,2],.05,.35); m.fold *= .3
+@patch
+def _brow_points(self:Yuki): # laid a little outward
+    Head._brow_points(self); x0,length = SIZE.brow[:2]
+    for p in (self.brow,self.brow_line): p[:,1] += .022-.05*np.clip((p[:,0]-x0)/length, 0, 1)
+@patch
+def _side(self:Yuki, h, S, sg, pupil, V, out):
+    before = V.copy(); Head._side(self, h, S, sg, pupil, V, out); P = self.P; d = V-before # cheeks are not drawn in as deep, and stay behind the lower lid
+    d[:,2] *= np.where(d[:,2]<0, 1-.78*bump(P[:,1],MY+.10,.22)*smooth(P[:,2],.2,.4), 1)
+    d[:,2] += .5*np.maximum(0, d[:,1])*bump(P[:,1],MY+.08,.12)*smooth(np.abs(P[:,0]),.09,.17)*(P[:,2]>.2) # the corner slides over the cheek
+    r = np.linalg.norm(sides(P)-list(SIZE.eye), axis=1); d *= (1-.85*bump(r, R+.035, .07)*(1-smooth(P[:,1], EY-.12, EY)))[:,None]; V[:] = before+d
+
+# %% ../notebooks/24d_yuki.ipynb #64975637
+@patch
+def _mouth(self:Yuki):
+    Head._mouth(self)
+    for p in self.list:
+        if p.name.startswith('teeth'): # one white band a jaw
+            up = p.name=='teeth_upper'; v,w = teeth(MY+.12 if up else MY-.13, MY-.028 if up else MY-.045, SIZE.teeth[0 if up else 1], 1.5, .185 if up else .165, n=17, count=0)
+            p.v,p.f = v,outward(v-[0,MY,.3],grid_faces(17,7)); n = len(v); p.col = mix(np.tile((.99,.98,.96),(n,1)), (.26,.07,.06), .8*smooth(np.abs(v[:,0]),.11,.18)); p.surf = np.tile([.95,.2,40,0,.05], (n,1))
+        if p.name=='tongue': p.v = p.v*[.74,.8,1]+[0,.2*(MY-.12)+.028,-.075]
+        if p.name=='gum_lower': p.v[:,1] = MY-.10+(p.v[:,1]-MY+.15)*.6
+
+# %% ../notebooks/24d_yuki.ipynb #67fc9a22
+@patch
+def dress(self:Yuki):
+    g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32); shade = lambda f,v,t,lo=.3: np.maximum(lo, occlusion(v, vertex_normals(v,t), f))
+    def paint(v): # a ring of light around the head
+        k = 1-smooth(np.abs(v[:,1]-.80-.10*v[:,2]), .0, .12)
+        col = mix(np.tile(SIZE.hair_colour,(len(v),1)), (.30,.42,.72), .8*k*(v[:,1]>.4)); col = mix(col, (.16,.22,.48), .45*smooth(-v[:,1], -.2, 1.2)); return col
+    v,f = march_half(hair, (g(0,.9,.04), g(-1.35,1.2,.04), g(-.95,.75,.04))); v,f = thin(v, f, 1500); v[v[:,0]<.015,0] = 0; v,f = mirrored(*used(v,f))
+    self.add('hair', v, f, paint(v), np.clip(.2+.85*occlusion(v, vertex_normals(v,f), lambda p: np.minimum(hair(p), face(p, False))), 0, 1), .16, 14, 0, turn=False)
+    self._locks(paint)
+    v,f = march_half(top, (g(0,.9,.045), g(-1.4,-.7,.045), g(-.75,.5,.045))); v,f = thin(v, f, 420); v,f = mirrored(*used(v,f))
+    self.add('blouse', v, f, WHITE, shade(lambda p: np.minimum(top(p), face(p)), v, f), .03, 8, 0, turn=False)
+    v,f = march_half(collar, (g(0,.7,.022), g(-1.4,-.7,.022), g(-.7,.45,.022))); v,f = thin(v, f, 900); v,f = mirrored(*used(v,f))
+    z = lambda x,y: next(z for z in np.arange(.5, -.5, -.004) if collar(np.array([x,y,z]))<0)
+    path = [(opening(y)+.055,y) for y in np.linspace(-.86, -1.19, 9)]; w,t = lock([(x,y,z(x,y)) for x,y in path], .014, .6, 9, 9, root=1, hang=True); w,t = mirrored(w, t)
+    self.add('stripe', w, t, WHITE, .95, .05, 10, 0, turn=False)
+    self.add('collar', v, f, NAVY, shade(lambda p: np.minimum(top(p)+.01, face(p)), v, f, .5), .04, 10, 0, turn=False)
+    v,f = march_half(bow, (g(0,.3,.025), g(-1.30,-.8,.025), g(.15,.48,.025))); v,f = thin(v, f, 260); v,f = mirrored(*used(v,f))
+    self.add('bow', v, f, RED, shade(lambda p: np.minimum(bow(p)+.01, top(p)), v, f, .5), .06, 12, 0, turn=False)
+
+# %% ../notebooks/24d_yuki.ipynb #2380852f
+@patch
+def _locks(self:Yuki, paint):
+    under = lambda p: np.minimum(helmet(p), self.face(p, False))
+    fringe = [ # middle and tip of each lock (x, y), half width
+        ((-.03,.86), (.03,.45), .115), ((.19,.86), (.22,.62), .15), ((-.22,.86), (-.18,.605), .155), ((.38,.82), (.39,.58), .15), ((-.42,.82), (-.37,.59), .15),
+        ((.55,.72), (.56,.36), .13), ((-.57,.72), (-.56,.36), .13)]
+    V,F = [],[]; add = lambda v,f: (F.append(f+sum(map(len,V))), V.append(v))
+    for (x,y),(tx,ty),w in fringe:
+        zt = lambda x,y: .72*np.sqrt(max(.02, 1-(x/.72)**2))
+        add(*lock([(x*.35,1.12,-.10), (x*.75,1.05,.34), (x,y,zt(x,y)-.08), ((x+tx)/2,(y+ty)/2-.02,zt(tx,ty)-.10), (tx,ty,zt(tx,ty)-.20)], w, .30, 1., 12, .022, under))
+    for s in (1,-1): # side locks, before the ears, and the edge of the long hair
+        add(*lock([(s*.46,.96,.12), (s*.66,.66,.24), (s*.725,.25,.28), (s*.735,-.20,.29), (s*.70,-.60,.31), (s*.64,-.98,.34)], .135, .40, 1.8, 15, .03, under, hang=True))
+        add(*lock([(s*.50,.96,-.14), (s*.70,.60,-.10), (s*.79,.10,-.16), (s*.80,-.40,-.20), (s*.81,-.90,-.22), (s*.83,-1.35,-.22)], .20, .35, 3, 13, .02, under, hang=True))
+    for pts,w in (([(0,1.10,-.10), (.02,1.26,.00), (.15,1.35,.12), (.30,1.27,.22)], .055), ([(0,1.10,-.12), (-.05,1.22,-.10), (-.14,1.27,-.02), (-.22,1.22,.04)], .04)): add(*lock(pts, w, .6, 1., 9, root=.6))
+    v,f = np.concatenate(V),np.concatenate(F)
+    self.add('locks', v, f, paint(v), np.clip(.35+.7*occlusion(v, vertex_normals(v,f), under), 0, 1), .16, 14, 0, turn=False)
 
 # %% ../notebooks/24d_yuki.ipynb #8ab47307
 BETWEEN = dict(blinkLeft=(.33,.66), blinkRight=(.33,.66), lookUp=(.5,), lookDown=(.5,), lookLeft=(.5,), lookRight=(.5,), jawOpen=(.5,), tongueOut=(.25,.5,.75))
