@@ -1,7 +1,7 @@
 """What one does with this repository, as plain calls: python3 -m tasks env|demo|test|lab|bench|readme
 
 env     build or refresh .venv (every other task does so first)
-demo    a real photo becomes an expression on nilo and ama; ends with the path of the picture
+demo    a real photo becomes an expression on every character; ends with the path of the picture
 test    [WORD ...] all notebooks, or those with a WORD in their name, and that generated files are in step
 lab     open the notebooks in JupyterLab
 bench   measure speed on this computer, then draw the whole database and check every character (some 20 minutes)
@@ -87,7 +87,7 @@ def env():
 PHOTO = "import skimage.data, skimage.io, sys; skimage.io.imsave(sys.argv[1], skimage.data.astronaut(), check_contrast=False)"
 
 def demo():
-    "The photo of an astronaut that scikit-image ships, beside nilo and ama"
+    "The photo of an astronaut that scikit-image ships, beside the characters"
     env()
     photo, out = ROOT/'out'/'photo'/'astronaut.png', ROOT/'out'
     if not photo.exists():

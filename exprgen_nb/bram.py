@@ -17,16 +17,16 @@ from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import axis, bump, carve, chain, cone, ellipsoid, grid_faces, march, mirrored, mix, occlusion, outward, relax, rot, sides, smooth, thin, union, used
 
-# %% ../notebooks/24f_bram.ipynb #3ee630fc
+# %% ../notebooks/24f_bram.ipynb #d6e3763f
 SIZE = Proportions(eye=(.27,.15,.465), ball=.220, lids=(27,-29), slant=(1.5,-2.), squint=26., iris_size=1.12,
     mouth=(.235,-.465), lip_up=(.046,.066,.062), lip_low=(.062,.090,.096), lip_edge=(-.004,.018), lip_blur=2, teeth=(.635,.595), yielding=.9,
-    brow=(.070,.43,.420,.040,.066), cheek=(.39,-.16), nose=(.115,-.09), jaw=27.,
+    brow=(.070,.43,.415,.050,.066), cheek=(.39,-.16), nose=(.115,-.09), jaw=27.,
     skin=(.915,.675,.535), lip_colour=(.785,.445,.385), hair_colour=(.40,.235,.095), gum=(.70,.32,.32), blush=(.87,.42,.33), lid_edge=((.60,.36,.29),(.79,.53,.43)),
     iris=((.66,.46,.20),(.54,.36,.15),(.44,.28,.11),(.32,.19,.075),(.12,.065,.03),(.55,.50,.44)))
 (EX,EY,EZ),R,(MW,MY) = SIZE.eye,SIZE.ball,SIZE.mouth
 BEARD, HAIR, WOOL, KNIT = (.56,.372,.175), (.45,.285,.130), (.71,.315,.135), (.155,.205,.295)
 
-# %% ../notebooks/24f_bram.ipynb #672be13a
+# %% ../notebooks/24f_bram.ipynb #9b884be4
 def face(
     p,          # (...,3) points
     holes=True, # False: without the eye apertures; brows slide on that
@@ -34,9 +34,9 @@ def face(
     "The closed head, without hair and beard"
     p = np.float32(sides(np.float32(p)))
     d = ellipsoid(p, (0,.32,-.08), (.69,.74,.73))
-    d = union(d, ellipsoid(p, (0,-.33,.13), (.52,.50,.48)), .25)                          # jaw
-    d = union(d, chain(p, [(.46,-.16,-.02), (.44,-.50,.10), (.20,-.70,.44)], (.17,.155,.13), .06), .14) # its angle and its edge
-    d = union(d, ellipsoid(p, (.10,-.725,.485), (.15,.115,.13)), .12)                     # square chin
+    d = union(d, ellipsoid(p, (0,-.33,.13), (.55,.50,.48)), .25)                          # jaw
+    d = union(d, chain(p, [(.49,-.16,-.02), (.515,-.50,.09), (.25,-.715,.43)], (.17,.16,.135), .06), .14) # its angle and its edge
+    d = union(d, ellipsoid(p, (.12,-.735,.485), (.16,.115,.13)), .12)                     # square chin
     d = union(d, ellipsoid(p, (.40,-.13,.395), (.20,.17,.19)), .16)                       # cheek bone
     d = union(d, ellipsoid(p, (0,-.45,.50), (.27,.21,.18)), .16)                          # muzzle
     d = union(d, ellipsoid(p, (EX,EY,EZ), (R+.034,)*3), .10)                              # lids and orbit
@@ -47,16 +47,16 @@ def face(
     d = carve(d, ellipsoid(p, (.060,-.182,.815), (.032,.024,.045)), .02)                  # nostrils
     for l in lips(p): d = union(d, l, .045)
     q = p-np.float32([.70,.09,-.07]); q = np.stack([q[...,0]*.87+q[...,2]*.5, q[...,1], -q[...,0]*.5+q[...,2]*.87], -1) # ear, turned out
-    ear = carve(ellipsoid(q, (.09,0,-.05), (.135,.195,.07)), ellipsoid(q, (.095,.02,.025), (.080,.125,.06)), .04)
+    ear = carve(ellipsoid(q, (.065,0,-.05), (.125,.175,.07)), ellipsoid(q, (.07,.02,.025), (.072,.110,.06)), .04)
     d = union(d, union(ear, ellipsoid(q, (.04,-.02,0), (.035,.05,.05)), .03), .05)
-    d = union(d, cone(p, (0,-.5,-.14), (0,-1.1,-.18), .35, .37), .18)                     # neck
+    d = union(d, cone(p, (0,-.5,-.14), (0,-1.1,-.18), .37, .40), .18)                     # neck
     if holes: d = carve(d, ellipsoid(p, (EX+.008,EY+.006,EZ+.22), (R-.022,R-.058,.24)), .05)
     return d
 def lips(p):
     return (chain(p, [(0,MY+.036,.695), (.07,MY+.040,.688), (.155,MY+.022,.640), (MW,MY,.57)], (.038,.038,.033,.02), .03),
             chain(p, [(0,MY-.043,.690), (.085,MY-.040,.675), (.155,MY-.026,.635), (MW,MY,.57)], (.051,.048,.036,.02), .03))
 
-# %% ../notebooks/24f_bram.ipynb #ce0ee8b9
+# %% ../notebooks/24f_bram.ipynb #00c63662
 def beard_edge(p): # (...,3) -> (...) distance to the edge of the beard, positive where it grows
     p = sides(np.float32(p)); x, y, z = p[...,0], p[...,1], p[...,2]; a = np.rad2deg(np.arctan2(x, z+.08))
     line = np.interp(a, [0,4,10,16,21,25,30,38,47,56,62,65,68,70,73], [-.232,-.208,-.200,-.232,-.292,-.322,-.322,-.285,-.215,-.135,-.05,.05,.25,.45,.75])
@@ -69,14 +69,15 @@ def locks(p): # (...) grooves between the locks, -1..1
     return (1-lip)*down+lip*out
 def length(p): # (...) how far the hair stands off
     p = sides(np.float32(p)); x, y, z = p[...,0], p[...,1], p[...,2]
-    return .040+.036*smooth(-y, .38, .72)*smooth(z, .1, .45)+.030*bump(y, MY+.15, .10)*bump(x, .11, .16)*(z>.4)
+    full = .040+.036*smooth(-y, .38, .72)*smooth(z, .1, .45)+.030*bump(y, MY+.15, .10)*bump(x, .11, .16)*(z>.4)
+    return full*(1-.5*bump(x, .33, .10)*bump(y, MY-.02, .15)*smooth(z, .3, .4)) # shorter where a smile folds it
 def beard(p):
     e = beard_edge(p); t = np.clip(e/(.075-.030*bump(p[...,1], MY+.06, .16)*(p[...,2]>.5)), 0, 1); rise = np.sqrt(np.maximum(0, 1-(1-t)**2))
     return face(p, False)-(rise*(length(p)*(1+.26*locks(p)*smooth(e, .01, .05))+.018)-.018+.2*np.minimum(0, e))
 
-# %% ../notebooks/24f_bram.ipynb #4b42f000
-_TILT, _SEAT = 19., np.array([0,.46,-.06])         # degrees by which the beanie is pushed back, and about what
-_PROFILE = np.array([(.84,.06), (.985,-.018), (1.065,-.005), (1.103,.06), (1.103,.14), (1.075,.20), (1.02,.215), (1.0,.235), (1.005,.34), (.965,.47), (.87,.60), (.69,.715), (.42,.795), (.13,.825), (.0,.83)]) # radius, height
+# %% ../notebooks/24f_bram.ipynb #3847e9ce
+_TILT, _SEAT = 19., np.array([0,.50,-.06])         # degrees by which the beanie is pushed back, and about what
+_PROFILE = np.array([(.84,.06), (.985,-.018), (1.085,-.005), (1.135,.055), (1.14,.135), (1.10,.19), (1.03,.205), (1.01,.225), (1.015,.31), (.985,.42), (.90,.53), (.73,.625), (.46,.69), (.15,.715), (.0,.72)]) # radius, height
 def ring(profile, n, ribs, wide=1., deep=1.):
     "A ribbed solid of revolution about y: points, triangles; three points to a rib, no seam"
     a = 2*np.pi*np.arange(n)/n; r,h = profile.T; r = r[:,None]*(1+np.outer(ribs, np.cos(np.pi*2/3*np.arange(n)))); rows = len(h)
@@ -87,30 +88,30 @@ def beanie_grid():
     return rot(v+_SEAT-[0,0,.03], _SEAT, 0, _TILT), f
 def beanie(p): # its volume, for shade and to cut away what it hides
     q = rot(np.asarray(p, float), _SEAT, 0, -_TILT)-_SEAT; r = np.hypot(q[...,0]/.705, (q[...,2]+.03)/.745); out = np.interp(q[...,1], _PROFILE[2:,1], _PROFILE[2:,0])
-    return np.maximum(np.maximum((r-out)*.7, -q[...,1]), q[...,1]-.83)
+    return np.maximum(np.maximum((r-out)*.7, -q[...,1]), q[...,1]-.72)
 def wreath(p): # short hair below the beanie, behind the ears
     p = sides(np.float32(p)); a = np.arctan2(p[...,0], -p[...,2]-.1)
-    d = ellipsoid(p, (0,.16,-.15), (.715,.62,.69))-.012*np.cos(17*a+2*np.sin(5*p[...,1]))-.02*bump(p[...,1], -.32, .12)
-    d = -union(-d, -(p[...,2]+.05+.35*np.minimum(0, p[...,1]-.02)-.13*smooth(p[...,1], .20, .28)), .05); d = -union(-d, -(-.40-p[...,1]-.04*np.cos(17*a)), .05)
-    return carve(d, ellipsoid(p, (.80,.06,.10), (.24,.25,.19)), .04)
+    d = ellipsoid(p, (0,.22,-.15), (.735,.70,.70))-.012*np.cos(17*a+2*np.sin(5*p[...,1]))-.02*bump(p[...,1], -.32, .12)
+    d = -union(-d, -(p[...,2]+.05+.35*np.minimum(0, p[...,1]-.02)-.22*smooth(p[...,1], .20, .27)), .05); d = -union(-d, -(-.40-p[...,1]+.025*np.cos(17*a)), .05)
+    return carve(d, ellipsoid(p, (.82,.05,.07), (.24,.225,.17)), .03)
 def hair(p): return np.minimum(beanie(p), wreath(p))
 
-# %% ../notebooks/24f_bram.ipynb #093e0cba
+# %% ../notebooks/24f_bram.ipynb #b57f5159
 def jumper(p):
-    p = sides(np.float32(p)); d = union(cone(p, (0,-1.18,-.18), (.74,-1.34,-.2), .30, .25), ellipsoid(p, (0,-1.48,-.05), (.82,.50,.48)), .2)
-    return carve(d, ellipsoid(p, (0,-.92,-.12), (.36,.20,.38)), .04)
-_COLLAR = np.array([(.36,-1.02), (.36,-.92), (.40,-.870), (.45,-.885), (.478,-.95), (.472,-1.04), (.440,-1.10), (.52,-1.20)]) # radius, height
+    p = sides(np.float32(p)); d = union(cone(p, (0,-1.15,-.20), (.90,-1.30,-.22), .30, .29), ellipsoid(p, (0,-1.48,-.05), (1.0,.52,.48)), .2)
+    return carve(d, ellipsoid(p, (0,-.86,-.12), (.52,.21,.56)), .05)
+_COLLAR = np.array([(.39,-1.02), (.39,-.90), (.43,-.845), (.49,-.860), (.525,-.93), (.520,-1.03), (.480,-1.09), (.56,-1.18)]) # radius, height
 def collar_grid():
     "The rolled collar, ribbed"
     k = np.arange(len(_COLLAR)); v,f = ring(_COLLAR, 60, .013*bump(k, 4, 2), 1, 1.05); v[:,1] -= .06*v[:,2]/np.hypot(v[:,0], v[:,2]); return v-[0,0,.13], f
 def collar(p):
-    q = np.asarray(p, float)-[0,-.98,-.13]; t = np.arctan2(q[...,0], q[...,2]); return np.hypot(np.hypot(q[...,0], q[...,2]/1.05)-.42, (q[...,1]+.06*np.cos(t))*.55)-.06
+    q = np.asarray(p, float)-[0,-.97,-.13]; t = np.arctan2(q[...,0], q[...,2]); return np.hypot(np.hypot(q[...,0], q[...,2]/1.05)-.46, (q[...,1]+.06*np.cos(t))*.50)-.065
 def top(p): return np.minimum(jumper(p), collar(p))
 
-# %% ../notebooks/24f_bram.ipynb #613544d8
+# %% ../notebooks/24f_bram.ipynb #d6db7770
 _SIDED = dict( # name: (signed, region, about, recipe above rest, recipe below)
-    BrowInUp=(1, 'brow', 'AU1/AU4: inner end up, down', 'brow.innerUD 1.1 brow.midUD .35 lid.tilt -.40', 'brow.innerUD -1.05 brow.midUD -.60 lid.tilt .48'),
-    BrowOutUp=(1, 'brow', 'AU2: outer end up, down', 'brow.outerUD 1.1 brow.midUD .65', 'brow.outerUD -1 brow.midUD -.40 lid.tilt -.35'),
+    BrowInUp=(1, 'brow', 'AU1/AU4: inner end up, down', 'brow.innerUD 1.25 brow.midUD .35 lid.tilt -.40', 'brow.innerUD -1.05 brow.midUD -.60 lid.tilt .48'),
+    BrowOutUp=(1, 'brow', 'AU2: outer end up, down', 'brow.outerUD 1.2 brow.midUD .95 brow.innerUD .25', 'brow.outerUD -1 brow.midUD -.40 lid.tilt -.35'),
     LidDrop=(1, 'lid', 'AU43/AU5: upper lid shut, wide open', 'lid.blink 1', 'lid.wide 1'),
     LidLowUp=(1, 'lid', 'AU7: lower lid up, down', 'lid.squint .9 lid.lowerUD .15', 'lid.lowerUD -1'),
     CheekUp=(0, 'cheek', 'AU6', 'cheek.raise 1.25 lid.lowerUD .30', ''),
@@ -118,18 +119,18 @@ _SIDED = dict( # name: (signed, region, about, recipe above rest, recipe below)
     LipUp=(0, 'mouth', 'AU10: upper lip up', 'mouth.upperLip 1.1', ''),
     LipDown=(0, 'mouth', 'AU16: lower lip down', 'mouth.lowerLip 1', ''),
     CornerUp=(1, 'mouth', 'AU12/AU15: corner up, down', 'mouth.cornerUD 1 mouth.cornerLR .2 cheek.raise .2', 'mouth.cornerUD -1'),
-    CornerOut=(1, 'mouth', 'AU20/AU18: corner out, in', 'mouth.cornerLR .5 mouth.stretch .8 mouth.lowerLip -.2', 'mouth.cornerLR -1'))
+    CornerOut=(1, 'mouth', 'AU20/AU18: corner out, in', 'mouth.cornerLR .55 mouth.stretch .95 mouth.lowerLip -.22', 'mouth.cornerLR -1'))
 _MIDDLE = dict(
     BrowKnit=(0, 'brow', 'AU4: brows together', 'brow.frown 1', ''),
     LookLeft=(1, 'eye', 'eyes to his left, right', 'eye.lookLR 1', 'eye.lookLR -1'),
     LookDown=(1, 'eye', 'eyes down, up', 'eye.lookUD -1', 'eye.lookUD 1'),
     Pupil=(1, 'eye', 'wide, narrow', 'eyes.pupil 1', 'eyes.pupil -1'),
-    Flare=(0, 'nose', 'AU38', 'nose.flare 1.3', ''), Puff=(0, 'cheek', 'AU34', 'cheek.puff 2.1', ''),
+    Flare=(0, 'nose', 'AU38', 'nose.flare 1.3', ''), Puff=(0, 'cheek', 'AU34', 'cheek.puff 1.8', ''),
     Pucker=(0, 'mouth', 'AU18', 'mouth.pucker 1', ''), Funnel=(0, 'mouth', 'AU22', 'mouth.funnel 1', ''), Press=(0, 'mouth', 'AU24', 'mouth.upperPress 1 mouth.lowerPress 1', ''),
     RollOut=(1, 'mouth', 'AU28: lips out, in', 'mouth.lowerRoll 1.4 mouth.upperRoll 1 mouth.upperShrug .25', 'mouth.upperRoll -1 mouth.lowerRoll -1 mouth.upperPress .8 mouth.lowerPress .8'),
     MouthLeft=(1, 'mouth', 'the mouth to his left, right', 'mouth.shiftLR 1', 'mouth.shiftLR -1'),
     JawOpen=(0, 'jaw', 'AU26/27', 'jaw.open 1', ''), JawLeft=(1, 'jaw', 'AU30: to his left, right', 'jaw.sideLR 1 mouth.lowerLip -.14 mouth.upperLip -.04', 'jaw.sideLR -1 mouth.lowerLip -.14 mouth.upperLip -.04'),
-    JawForward=(1, 'jaw', 'AU29: forward, back', 'jaw.thrust 1', 'jaw.thrust -.6'), ChinUp=(0, 'jaw', 'AU17', 'jaw.chinRaise 1', ''),
+    JawForward=(1, 'jaw', 'AU29: forward, back', 'jaw.thrust 1 mouth.lowerLip -.08', 'jaw.thrust -.6'), ChinUp=(0, 'jaw', 'AU17', 'jaw.chinRaise 1', ''),
     TongueOut=(0, 'tongue', 'AU19', 'tongue.out 1', ''))
 CONTROLS = tuple(Control(f'ctl_{n}_{s}', -100*signed, 100, 0, s, g, a) for n,(signed,g,a,*_) in _SIDED.items() for s in 'LR')+tuple(Control(f'ctl_{n}', -100*signed, 100, 0, 'M', g, a) for n,(signed,g,a,*_) in _MIDDLE.items())
 NAMES = [c.name for c in CONTROLS]; SIDEWAYS = ('ctl_LookLeft','ctl_MouthLeft','ctl_JawLeft')
@@ -162,7 +163,7 @@ def half(v, f, snap=.004):
     f = np.array(out); f = f[(f[:,0]!=f[:,1])&(f[:,1]!=f[:,2])&(f[:,2]!=f[:,0])&(np.array(new)[f,0].max(1)>0)]
     return used(np.array(new), f)
 
-# %% ../notebooks/24f_bram.ipynb #93d31153
+# %% ../notebooks/24f_bram.ipynb #2fc1dfbf
 class Bram(Head):
     size = SIZE
     triangles, middle = 6900, .03
@@ -180,22 +181,22 @@ class Bram(Head):
             if press: out[f'mouth_{S}.upperLip'] = g('mouth.upperLip')*(1-press)-.25*g('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')*(1-press)-.27*g('mouth.stretch')*press
         return out
     def _skin(self, P, f):
-        self.hair = hair; super()._skin(P, f); del self.hair; s = self.list[-1]; stubble = smooth(beard_edge(P), -.045, .035)*(-face(P)<.03)
-        s.col = mix(s.col, np.array(BEARD)*.80, .92*stubble)
+        self.hair = hair; super()._skin(P, f); del self.hair; s = self.list[-1]; stubble = smooth(beard_edge(P), -.005-.040*smooth(P[:,2], .3, .45), .035)*(-face(P)<.03)
+        s.col = mix(s.col, np.array(BEARD)*.80, .95*stubble); s.surf[:,3] *= 1-.85*stubble
     def _eye(self, s, S): # softer lid margins than lashes
         super()._eye(s, S); part = {p.name:p for p in self.list}; part['upper_lid_'+S].col[:3*LN] = (.26,.15,.10)
     def _brow_points(self): # strong and a little ragged: rings of different size
         super()._brow_points(); k = (1+.05*np.sin(1.7*np.arange(BN))+.04*np.sin(2.9*np.arange(BN)+1))[:,None,None]
         v,line = self.brow.reshape(BN,BM,3),self.brow_line.reshape(BN,BM,3); self.brow = (line+(v-line)*k).reshape(-1,3)
 
-# %% ../notebooks/24f_bram.ipynb #9a112a61
+# %% ../notebooks/24f_bram.ipynb #5bc8e556
 def dress(self):
     g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32); shade = lambda f,v,t,lo=.3: np.maximum(lo, occlusion(v, vertex_normals(v,t), f)); skin = self.list[0]
     self._beard()
-    v,f = march(wreath, (g(-.1,.84,.032), g(-.52,.62,.032), g(-.96,.06,.032))); v,f = mirrored(*half(*thin(v, f, 520)))
+    v,f = march(wreath, (g(-.1,.86,.032), g(-.56,.62,.032), g(-.98,.26,.032))); v,f = mirrored(*half(*thin(v, f, 520)))
     self.add('hair', v, f, HAIR, np.clip(.25+.8*occlusion(v, vertex_normals(v,f), hair), 0, 1), .08, 8, .1, turn=False)
     self._knitted('beanie', *beanie_grid(), WOOL, lambda p: np.minimum(beanie(p), face(p)), .44)
-    v,f = march(jumper, (g(-1.1,1.12,.045), g(-1.6,-.9,.045), g(-.8,.62,.045))); v = relax(v, f, 3); v,f = used(*thin(v, f, 760)); f = outward(v, f)
+    v,f = march(jumper, (g(-1.3,1.32,.045), g(-1.6,-.8,.045), g(-.8,.62,.045))); v = relax(v, f, 3); v,f = used(*thin(v, f, 760)); f = outward(v, f)
     self.add('jumper', v, f, KNIT, shade(lambda p: np.minimum(top(p), face(p)), v, f), .03, 8, 0, turn=False)
     self._knitted('collar', *collar_grid(), KNIT, lambda p: np.minimum(top(p), face(p)), -.98)
 def _knitted(self, name, v, f, col, sdf, y):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZE', 'R', 'HAIR', 'RED', 'DENIM', 'BRASS', 'JUMPER', 'KNOT', 'CONTROLS', 'NAMES', 'SIDEWAYS', 'BUTTON', 'BETWEEN',
            'PAIRS', 'skull', 'face', 'lips', 'hairline', 'sprout', 'cap', 'hair', 'band', 'top', 'dungarees', 'buttons',
-           'recipe', 'Pip', 'dress', 'code_version', 'bake', 'make_pip']
+           'recipe', 'Pip', 'tuck', 'dress', 'code_version', 'bake', 'make_pip']
 
 # %% ../notebooks/24g_pip.ipynb #fca073a7
 import numpy as np
@@ -85,14 +85,14 @@ def hair(p):
 def band(p):
     q = np.float32(p)-KNOT-np.float32([0,.045,0]); return np.hypot(np.hypot(q[...,0], q[...,2])-.082, q[...,1]*.8)-.038
 
-# %% ../notebooks/24g_pip.ipynb #6734a594
+# %% ../notebooks/24g_pip.ipynb #625bfcc3
 def _body(p): return union(cone(p, (0,-1.00,-.14), (.38,-1.11,-.16), .20, .18), ellipsoid(p, (0,-1.34,-.04), (.50,.50,.40)), .2)
 def top(p):
     "The jumper, with a rolled collar"
     p = sides(np.float32(p)); d = carve(_body(p), ellipsoid(p, (0,-.72,-.10), (.22,.15,.25)), .04)
-    d = carve(union(d, cone(p, (0,-.84,-.115), (0,-1.02,-.14), .245, .30), .04), ellipsoid(p, (0,-.70,-.10), (.21,.20,.22)), .03)
+    d = carve(union(d, cone(p, (0,-.84,-.115), (0,-1.02,-.14), .275, .31), .04), ellipsoid(p, (0,-.70,-.115), (.245,.22,.26)), .03)
     q = p-np.float32([0,-.825,-.115]); q = np.stack([q[...,0], q[...,1]+.16*q[...,2], q[...,2]], -1)
-    return union(d, np.hypot(np.hypot(q[...,0], q[...,2]*.95)-.255, q[...,1])-.058, .02)
+    return union(d, np.hypot(np.hypot(q[...,0], q[...,2]*.95)-.282, q[...,1])-.054, .02)
 def dungarees(p):
     "Bib and straps: the body a little larger, cut to shape"
     p = sides(np.float32(p)); x,y,z = p[...,0],p[...,1],p[...,2]
@@ -100,15 +100,15 @@ def dungarees(p):
     return -union(-(_body(p)-.030), -np.where(z>-.02, np.minimum(strap, bib), strap), .015)
 def buttons(p): p = sides(np.float32(p)); return ellipsoid(p, BUTTON, (.044,.044,.026))
 
-# %% ../notebooks/24g_pip.ipynb #66430bab
+# %% ../notebooks/24g_pip.ipynb #d1014719
 _SIDED = dict( # name: (range, region, about, recipe above rest, recipe below)
-    browUp=((-3,3), 'brow', 'AU1+2/AU4: the whole brow up, down', 'brow.innerUD .75 brow.midUD 1 brow.outerUD .9', 'brow.innerUD -.9 brow.midUD -1.05 brow.outerUD -.75'),
+    browUp=((-3,3), 'brow', 'AU1+2/AU4: the whole brow up, down', 'brow.innerUD .85 brow.midUD 1.12 brow.outerUD 1.02', 'brow.innerUD -.9 brow.midUD -1.05 brow.outerUD -.75'),
     browMad=((-3,3), 'brow', 'slant: 3 mad, inner end down; -3 sad, inner end up', 'brow.innerUD -1.1 brow.midUD -.4 brow.outerUD .35 brow.frown .4', 'brow.innerUD 1.1 brow.midUD .15 brow.outerUD -.8'),
     blink=((-50,100), 'lid', 'AU43 above, AU5 below: 100 shut, -50 wide open', 'lid.blink 1', 'lid.wide 1'),
     squint=((-50,100), 'lid', 'AU7: lower lid up, down', 'lid.squint .9 lid.lowerUD .15', 'lid.lowerUD -1'),
     cheek=((0,100), 'cheek', 'AU6', 'cheek.raise 1.15 lid.lowerUD .35', ''),
-    smile=((-1,1), 'mouth', 'AU12/AU15: corner up, down', 'mouth.cornerUD 1 mouth.cornerLR .25 cheek.raise .2', 'mouth.cornerUD -1'),
-    wide=((-1,1), 'mouth', 'AU20/AU18: corner out, in', 'mouth.cornerLR .6 mouth.stretch .75 mouth.lowerLip -.2', 'mouth.cornerLR -1'),
+    smile=((-1,1), 'mouth', 'AU12/AU15: corner up, down', 'mouth.cornerUD 1 mouth.cornerLR .2 cheek.raise .2', 'mouth.cornerUD -1'),
+    wide=((-1,1), 'mouth', 'AU20/AU18: corner out, in', 'mouth.cornerLR .5 mouth.stretch .65 mouth.lowerLip -.17', 'mouth.cornerLR -1'),
     lipUp=((0,1), 'mouth', 'AU10: upper lip up', 'mouth.upperLip 1.1', ''))
 _MIDDLE = dict(
     knit=((0,3), 'brow', 'AU4: brows together', 'brow.frown 1.1', ''),
@@ -118,13 +118,13 @@ _MIDDLE = dict(
     cross=((0,50), 'eye', 'eyes crossed', '', ''),
     pupils=((-1,1), 'eye', 'wide, narrow', 'eyes.pupil 1', 'eyes.pupil -1'),
     sniffle=((0,100), 'nose', 'AU9', 'nose.wrinkle 1.15 mouth.upperLip -.36 nose.UD .4', ''),
-    puff=((-1,1), 'cheek', 'AU34/AU35: blown up, sucked in', 'cheek.puff 1.35', 'cheek.puff -.8'),
+    puff=((-1,1), 'cheek', 'AU34/AU35: blown up, sucked in', 'cheek.puff 1.15', 'cheek.puff -.8'),
     pout=((-1,1), 'mouth', 'AU17/AU28: lower lip and chin out, lip bitten', 'jaw.chinRaise .8 mouth.lowerRoll 1.1', 'mouth.lowerRoll -1 mouth.lowerPress .8'),
     lipDown=((0,1), 'mouth', 'AU16: lower lip down', 'mouth.lowerLip 1', ''),
     kiss=((0,1), 'mouth', 'AU18: pucker', 'mouth.pucker 1', ''),
     oh=((0,1), 'mouth', 'AU22: funnel', 'mouth.funnel 1', ''),
     zip=((0,1), 'mouth', 'AU24: lips pressed', 'mouth.upperPress 1 mouth.lowerPress 1', ''),
-    mouthX=((-1,1), 'mouth', '+ to Pip\'s own left', 'mouth.shiftLR .75', 'mouth.shiftLR -.75'),
+    mouthX=((-1,1), 'mouth', '+ to Pip\'s own left', 'mouth.shiftLR .95', 'mouth.shiftLR -.95'),
     jaw=((0,100), 'jaw', 'AU26/27', 'jaw.open 1', ''),
     tongue=((0,1), 'tongue', 'AU19: out', 'tongue.out 1', ''),
     tongueX=((-1,1), 'tongue', '+ to Pip\'s own left', 'tongue.LR 1', 'tongue.LR -1'),
@@ -163,7 +163,7 @@ class Pip(Head):
             if press: out[f'mouth_{S}.upperLip'] = g('mouth.upperLip')*(1-press)-.25*g('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')*(1-press)-.27*g('mouth.stretch')*press
         return out
 
-# %% ../notebooks/24g_pip.ipynb #62647104
+# %% ../notebooks/24g_pip.ipynb #8a68a6c7
 def _mouth(self):
     Head._mouth(self); part = {p.name:p for p in self.list}; g = part['teeth_upper']
     g.v,w = teeth(MY+.085, MY-.030, SIZE.teeth[0], 1.5, .21, count=8); k = np.tile(np.arange(7), 49); x = g.v[:,0]; mid = np.abs(x)<1e-6
@@ -173,11 +173,25 @@ def _mouth(self):
         g.v[:,0] *= .92-.15*low; g.v[:,2] -= 1.2*g.v[:,0]**2+.045*low
         if g.name.startswith('teeth'): g.col = mix(g.col, (.26,.07,.06), .9*smooth(np.abs(g.v[:,0]), .085, .155))
     part['teeth_upper'].col[mid] = (.30,.08,.07)
-def _masks(self): Head._masks(self); self.m.fold *= .3 # a child's cheek folds little
+    part['tongue'].v += [0,.022,0]
+def _masks(self): # the mouth is small and close to the eyes: what widens it reaches further out, and less far up
+    Head._masks(self); m,P = self.m,self.P; x,y = np.abs(P[:,0]),P[:,1]; m.fold *= .3
+    m.wide = np.where(x<MW, x/MW, bump(x,MW,.23))*bump(y,MY,.17)*smooth(P[:,2],.05,.35)*(1-.85*smooth(y,-.37,-.25))
+def tuck(p, s):
+    "Points of an eyeball or lid, the lower back drawn in: the cheek of a laughing child is where the ball would be"
+    c = np.array([s*EX,EY,EZ]); q = p-c; low = np.rad2deg(np.arcsin(np.clip(-q[:,1]/np.linalg.norm(q, axis=1), -1, 1))); return c+q*(1-.30*smooth(low, 50, 78))[:,None]
+def _eye(self, s, S):
+    Head._eye(self, s, S)
+    self.iris0[:28] *= (R+.010)/(R+.006) # a wide pupil is a wide flat cone: its middle stands up, over the ball
+    for p in self.list:
+        if p.name in ('ball_'+S,'lower_lid_'+S): p.v = tuck(p.v, s)
+        if p.name=='iris_'+S: p.v = self.iris0+np.array([s*EX,EY,EZ])
+def _lids(self, h, S, sg, pupil, out):
+    bl = Head._lids(self, h, S, sg, pupil, out); out['lower_lid_'+S] = tuck(out['lower_lid_'+S], sg); return bl
 def _skin(self, P, f): # rosy
     Head._skin(self, P, f); x,y,z = np.abs(P[:,0]),P[:,1],P[:,2]; s = self.list[-1]
     s.col = mix(s.col, SIZE.blush, .34*bump(x,.43,.15)*bump(y,-.26,.12)*(z>.2)*smooth(-face(P), .05, .01)+.16*bump(x,0,.07)*bump(y,-.155,.06)*smooth(z,.66,.72))
-Pip._mouth, Pip._masks, Pip._skin = _mouth, _masks, _skin
+Pip._mouth, Pip._masks, Pip._eye, Pip._lids, Pip._skin = _mouth, _masks, _eye, _lids, _skin
 
 # %% ../notebooks/24g_pip.ipynb #af3a0127
 def _on(o, d, sdf, far=1.5):

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['as_python', 'as_csv', 'rows', 'RigWidget', 'express']
 
-# %% ../notebooks/51_rig_widget.ipynb #8475e873
+# %% ../notebooks/51_rig_widget.ipynb #fab72511
 import re, threading
 from functools import partial
 import numpy as np
 from .characters import character
 from .core import EXPRESSIONS
 from .mesh_view import MeshView, as_state, with_picture
-from .poses import key_poses
+from .poses import key_poses, save_pose
 from .rig import RigState
-from ipywidgets import HTML, Button, FloatSlider, HBox, Label, Layout, SliderStyle, Textarea, ToggleButton, ToggleButtons, VBox
+from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Label, Layout, SliderStyle, Text, Textarea, ToggleButton, ToggleButtons, VBox
 
 # %% ../notebooks/51_rig_widget.ipynb #7ae60fc8
 def as_python(
@@ -48,7 +48,7 @@ def rows(
         out.setdefault(c.region or 'other', []).append(row)
     return out
 
-# %% ../notebooks/51_rig_widget.ipynb #480137ab
+# %% ../notebooks/51_rig_widget.ipynb #d1cd7bca
 class RigWidget(HBox):
     "A character with all its controls; `state` holds them"
     sliders = {} # control name -> FloatSlider
@@ -66,7 +66,7 @@ class RigWidget(HBox):
         self.state = as_state(who); self.rig = self.state.rig; self.view = MeshView(self.state, width, height, **kwargs)
         self._mine,self._base,self._dial = threading.local(),np.float32(self.state.w),1.
         self._make_sliders(); self._make_buttons()
-        panel = VBox([self.expressions, self.tools, self._head, self.scroll, self.copy, self.text, self.done],
+        panel = VBox([self.expressions, self.tools, self._head, self.scroll, self.saving, self.copy, self.text, self.done],
             layout=Layout(flex='1 1 400px', max_width='660px', height=f'{height}px', padding='0 0 0 10px', overflow='hidden'))
         super().__init__([self.view, panel.add_class('exprgen-controls')], layout=Layout(flex_flow='row wrap', align_items='flex-start'))
         self.add_class('exprgen-rig'); self._write(); self.state.observe(self._follow, 'w')
@@ -110,9 +110,9 @@ def _slid(self:RigWidget, i, change):
 
 RigWidget._make_sliders,RigWidget._grid,RigWidget._slid = _make_sliders,_grid,_slid
 
-# %% ../notebooks/51_rig_widget.ipynb #c4151aac
+# %% ../notebooks/51_rig_widget.ipynb #540bb64b
 def _make_buttons(self:RigWidget):
-    try: keys = key_poses(self.rig)
+    try: keys = key_poses(self.rig, own=True)
     except ValueError: keys = None
     slim = Layout(width='auto', flex='1 1 58px', margin='1px'); self._turn = {}; self.poses = {}; buttons = []
     if keys is not None:
@@ -133,13 +133,24 @@ def _make_buttons(self:RigWidget):
     self.mirror = tool(Button, 'mirror', 'left and right change places', lambda _: self._set(self.rig.mirror(self.state.w), 'mirrored'), 'exchange')
     self.reset = tool(Button, 'reset', 'all controls to rest', lambda _: self._set(self.rig.default, 'reset'), 'undo')
     self.tools = HBox([self.intensity, self.link, self.mirror, self.reset], layout=Layout(flex='0 0 auto', flex_flow='row wrap'))
+    self.label = Dropdown(options=EXPRESSIONS, value='neutral', tooltip='what the pose shows', layout=Layout(width='110px', margin='1px')).add_class('exprgen-pose-expression')
+    self.pose = Text(placeholder='name of this pose', layout=Layout(flex='1 1 120px', width='auto', margin='1px')).add_class('exprgen-pose-name')
+    self.keep = tool(Button, 'save', 'add this pose to your own library', lambda _: self._keep_pose(), 'plus')
+    self.saving = HBox([Label('keep this pose as'), self.label, self.pose, self.keep], layout=Layout(flex='0 0 auto', flex_flow='row wrap'))
     self.copy = ToggleButtons(options=['Python','CSV'], tooltips=['the controls that do not rest, for rig.vector({...})', 'a line a control'],
         style=dict(button_width='70px'), layout=Layout(flex='0 0 auto', margin='4px 0 0 0')).add_class('exprgen-copy')
     self.copy.observe(lambda _: self._write(), 'value')
     self.text = Textarea(layout=Layout(width='99%', height='84px', flex='0 0 auto', margin='1px'), tooltip='select all and copy').add_class('exprgen-text')
     self.done = Label('ready', layout=Layout(flex='0 0 auto')).add_class('exprgen-done')
 
-RigWidget._make_buttons = _make_buttons
+def _keep_pose(self:RigWidget):
+    "The state becomes a key pose of the person's own library, and the next variant of its button"
+    try: f = save_pose(self.rig, np.float32(self.state.w), self.label.value, self.pose.value.strip())
+    except (ValueError, OSError) as e: self._say(f'not saved: {e}'); return
+    old = self.poses.setdefault(self.label.value, []); old[:] = [x for x in old if x[0]!=self.pose.value.strip()]+[(self.pose.value.strip(), np.float32(self.state.w))]
+    self._say(f'saved: {self.label.value} · {self.pose.value.strip()} -> {f}')
+
+RigWidget._make_buttons,RigWidget._keep_pose = _make_buttons,_keep_pose
 
 # %% ../notebooks/51_rig_widget.ipynb #88254759
 def _deaf(self:RigWidget): return getattr(self._mine, 'deaf', False)

@@ -996,10 +996,10 @@ def sample_size(
     left = (half_width/z)**2/one-raters/R if difference is None else (difference/(z+norm.ppf(power)))**2/(2*one)
     return pd.Series(np.where(left>0, np.ceil((pictures+rest/R)/np.where(left>0, left, 1)), np.nan), pd.Index(among, name='raters'), name='pictures').astype('Int64')
 
-# %% ../notebooks/45_study.ipynb #6d7bc9ba
+# %% ../notebooks/45_study.ipynb #a92bdc89
 def simulated_designs(
 )->dict: # name -> arguments of `check_intervals`
-    "The designs that the intervals are checked with"
+    "The designs that the intervals are checked with, and in how many studies"
     def design(counts, kind='choice', systems=('nilo',), **kw):
         rows = [dict(stimulus=f'{e}{i}', picture=f'{y}{e}{i}', label=e, system=y, reference=f'{e}{i}') for y in systems for e,n in zip(EXPRESSIONS, counts) for i in range(n)]
         ends = ('4|5','1|2') if kind=='closeness' else ('',)
@@ -1007,8 +1007,8 @@ def simulated_designs(
         return make_study('simulated', kind, rows, catch=known, **kw)
     usual = [10,8,9,16,14,10,12]; clearer = .65*PLANTED+.35*np.eye(7); fair,good = np.array([10,18,25,27,20])/100, np.array([3,7,15,30,45])/100
     return dict(
-        usual=dict(study=design(usual, repeats=4), raters=12, careless=1, rounds=400),
-        small=dict(study=design([10]*7), raters=5, rounds=400),
-        shared=dict(study=design([20]*7, per_rater=35), raters=30),
-        two=dict(study=design([8]*7, systems=('human','nilo')), raters=10, truth=dict(human=PLANTED, nilo=clearer)),
-        closeness=dict(study=design([6]*7, 'closeness', ('baseline','network')), raters=10, careless=1, truth=dict(baseline=fair, network=good)))
+        usual=dict(sims=1000, study=design(usual, repeats=4), raters=12, careless=1, rounds=400),
+        small=dict(sims=1000, study=design([10]*7), raters=5, rounds=400),
+        shared=dict(sims=500, study=design([20]*7, per_rater=35), raters=30),
+        two=dict(sims=500, study=design([8]*7, systems=('human','nilo')), raters=10, truth=dict(human=PLANTED, nilo=clearer)),
+        closeness=dict(sims=500, study=design([6]*7, 'closeness', ('baseline','network')), raters=10, careless=1, truth=dict(baseline=fair, network=good)))

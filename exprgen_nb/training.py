@@ -6,13 +6,13 @@
 __all__ = ['SIZE', 'KIND', 'face_store', 'rate', 'rate_hcnn', 'train_shipped_hcnn', 'publish_hcnn', 'pairs_for',
            'train_shipped_rig_cnn', 'publish_rig_cnn', 'rate_rig_cnn', 'cmlp_pairs', 'train_shipped_cmlps', 'train']
 
-# %% ../notebooks/39_train.ipynb #5447bd15
+# %% ../notebooks/39_train.ipynb #1f765816
 from dataclasses import asdict
 from pathlib import Path
 import json, time
 import numpy as np, pandas as pd
 from .blocks import run_batches, save_model, save_run
-from .characters import DATABASE_CHARACTERS, character
+from .characters import CHARACTERS, character
 from .cmlp import PRESETS as CMLP_PRESETS, family_folds, match_characters, rate_cmlp, train_cmlps
 from .core import EXPRESSIONS, cfg
 from .hcnn import PRESETS as HCNN_PRESETS, load_hcnn, predict_expression, train_hcnn
@@ -132,7 +132,7 @@ def rate_rig_cnn(net, store, target, size, at, n=50, seed=0):
         out['classes'][e] = dict(n=len(k), **liveliness(net, w[k], target[at][k]))
     return out
 
-# %% ../notebooks/39_train.ipynb #a291b426
+# %% ../notebooks/39_train.ipynb #451b7532
 def cmlp_pairs(
     primary, # Rig
     rigs:list, # Rigs of the secondaries
@@ -151,7 +151,7 @@ def train_shipped_cmlps(
     seed:int=0
 )->dict: # the run
     "Train the C-MLPs of a primary, rate them over held-out families, save weights, cards and run"
-    tic = time.time(); rig = character(primary); rigs = [character(n) for n in DATABASE_CHARACTERS if n!=primary]; p = CMLP_PRESETS[preset]
+    tic = time.time(); rig = character(primary); rigs = [character(n) for n in CHARACTERS if n!=primary]; p = CMLP_PRESETS[preset]
     poses,targets = cmlp_pairs(rig, rigs, preset=preset, seed=seed); w = poses[list(rig.names)].to_numpy(np.float32); inside = family_folds(poses)
     def fold(k):
         test = inside[:,k]&(inside.sum(1)==1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NoFaceError', 'Transfer', 'ExprGen']
 
-# %% ../notebooks/40_transfer.ipynb #867edeb6
+# %% ../notebooks/40_transfer.ipynb #f4b3a192
 import io, json, os, time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from fastcore.basics import patch
 from scipy.special import softmax
-from .characters import character
+from .characters import CHARACTERS, character, own_characters
 from .cmlp import Chain, load_cmlps, secondaries
 from .core import EXPRESSIONS, cfg
 from .engine import Engine
@@ -88,14 +88,14 @@ def summary(self:Transfer)->dict: # plain numbers and strings
         ms={k:r(v,1) for k,v in self.ms.items()}, warnings=self.warnings, weights={n:sha[:12] for n,sha in self.system.weights().items()},
         controls={n:{k:r(v,4) for k,v in c.items()} for n,c in self.controls.items()})
 
-# %% ../notebooks/40_transfer.ipynb #237be25d
+# %% ../notebooks/40_transfer.ipynb #19c9ddb1
 @patch
 def picture(self:Transfer,
     size:int=448 # side of each picture, px
 )->Image.Image:
     "The photo beside every character"
     images = [_crop(self, size)]+[self.render(n, size) for n in self.controls]
-    return contact_sheet(images, [f'{self.expression} ({self.probs[self.expression]:.0%})', *self.controls], cols=len(images))
+    return contact_sheet(images, [f'{self.expression} ({self.probs[self.expression]:.0%})', *self.controls], cols=min(5, len(images)))
 
 @patch
 def save(self:Transfer,
@@ -110,7 +110,7 @@ def save(self:Transfer,
     self.ms['picture'] = (time.perf_counter()-tic)*1e3
     return dict(json=_write(folder/f'{stem}.json', (json.dumps(self.summary(), indent=1)+'\n').encode()), png=png, glb=glb)
 
-# %% ../notebooks/40_transfer.ipynb #aa585bf4
+# %% ../notebooks/40_transfer.ipynb #69336b26
 class ExprGen:
     "Photo to rig controls: `ExprGen()(photo).controls['nilo']`"
     def __init__(self,
@@ -123,7 +123,7 @@ class ExprGen:
         if preset!='fast': raise ValueError(f"weights of preset {preset!r} are not installed; installed: ['fast']")
         self.primary = primary or cfg.primary
         self.rig = character(self.primary); net = load_rig_cnn(self.rig)
-        can = (self.primary, *(n for n in secondaries(self.primary) if n!=self.primary))
+        there = secondaries(self.primary); can = (self.primary, *(n for n in (*CHARACTERS, *own_characters()) if n in there and n!=self.primary))
         names = can if characters=='all' else (characters,) if isinstance(characters, str) else tuple(characters)
         for n in names:
             if n not in can: raise ValueError(f'{n!r} cannot be driven from {self.primary!r}; installed: {list(can)}')

@@ -148,7 +148,7 @@ def lock(
     a = np.linspace(0, 2*np.pi, 9); ring = np.cos(a)[None,:,None]*B[:,None]+(thick*np.sin(a)*np.where(np.sin(a)<0, .4, 1))[None,:,None]*N[:,None]
     v = (c[:,None]+w[:,None,None]*ring).reshape(-1,3); return v, outward(v, grid_faces(n,9))
 
-# %% ../notebooks/24d_yuki.ipynb #6c71493f
+# %% ../notebooks/24d_yuki.ipynb #acceab29
 _PAIRED = dict( # name -> lo, region, what it is
     blink=('lid', 0, 1, 'AU43'), browInner=('brow', -100, 100, 'AU1/AU4'), browOuter=('brow', -100, 100, 'AU2'), lidWide=('lid', 0, 100, 'AU5'), lidLower=('lid', 0, 100, 'AU7'),
     lidSlant=('lid', -100, 100, 'upper lid: + outer end down, - inner end down'), cheekRaise=('cheek', 0, 100, 'AU6'), mouthCorner=('mouth', -100, 100, 'AU12/AU15'), mouthUpper=('mouth', 0, 100, 'AU10'), mouthLower=('mouth', 0, 100, 'AU16'))
@@ -158,8 +158,9 @@ _SINGLE = dict(happy=('face', 0, 1, 'VRM preset'), angry=('face', 0, 1, 'VRM pre
     browKnit=('brow', 0, 100, 'AU4'), pupilShrink=('eye', -100, 100, '+ small, - large'), noseWrinkle=('nose', 0, 100, 'AU9'), cheekPuff=('cheek', 0, 100, 'AU34'),
     mouthNarrow=('mouth', -100, 100, '+ narrow, - wide'), mouthStretch=('mouth', 0, 100, 'AU20'), mouthPress=('mouth', 0, 100, 'AU24'), mouthShift=('mouth', -100, 100, '+ to her right'), lipPout=('mouth', 0, 100, 'AU17'),
     jawOpen=('jaw', 0, 25, 'degrees, AU26/27'), jawForward=('jaw', -100, 100, 'AU29'), tongueOut=('tongue', 0, 100, 'AU19'), tongueUp=('tongue', -100, 100, 'tip up'))
-CONTROLS = tuple([Control(n, a, b, 0, 'M', r, t) for n,(r,a,b,t) in list(_SINGLE.items())[:10]]+[Control(n+s, a, b, 0, s[0], r, t) for n,(r,a,b,t) in _PAIRED.items() for s in ('Left','Right')]+
-    [Control(n, a, b, 0, 'M', r, t) for n,(r,a,b,t) in list(_SINGLE.items())[10:]])
+_pair = lambda names: [Control(n+s, *_PAIRED[n][1:3], 0, s[0], _PAIRED[n][0], _PAIRED[n][3]) for n in names for s in ('Left','Right')]
+_one = lambda names: [Control(n, *_SINGLE[n][1:3], 0, 'M', _SINGLE[n][0], _SINGLE[n][3]) for n in names]
+CONTROLS = tuple(_one(list(_SINGLE)[:10])+_pair(['blink'])+_one(list(_SINGLE)[10:14])+_pair(list(_PAIRED)[1:])+_one(list(_SINGLE)[14:]))
 NAMES = [c.name for c in CONTROLS]
 
 # %% ../notebooks/24d_yuki.ipynb #add9458a
@@ -243,7 +244,7 @@ def _lids(self:Yuki, h, S, sg, pupil, out):
     yaw, pit = 20*ex-sg*1.0, 17*ey-1; out['iris_'+S] = rot(i0+c, c, yaw, pit); out['glint_'+S] = rot(self.glint0+c, c, .7*yaw, .7*pit)
     return bl
 
-# %% ../notebooks/24d_yuki.ipynb #a8ec6bf4
+# %% ../notebooks/24d_yuki.ipynb #a48f9d7e
 @patch
 def _skin(self:Yuki, P, f):
     Head._skin(self, P, f); r = np.linalg.norm(sides(P)-list(SIZE.eye), axis=1); s = self.list[0]; ao = s.surf # no dark ring around the eye
@@ -256,7 +257,9 @@ def _masks(self:Yuki):
 @patch
 def _brow_points(self:Yuki): # laid a little outward
     Head._brow_points(self); x0,length = SIZE.brow[:2]
-    for p in (self.brow,self.brow_line): p[:,1] += .022-.05*np.clip((p[:,0]-x0)/length, 0, 1)
+    line = self.brow_line+np.stack([0*(k := np.clip((self.brow_line[:,0]-x0)/length, 0, 1)), .022-.05*k, 0*k], -1)
+    for _ in range(12): line[:,2] -= .9*self.face(line, False) # on the skin again
+    self.brow,self.brow_line = self.brow+line-self.brow_line,line
 @patch
 def _side(self:Yuki, h, S, sg, pupil, V, out):
     before = V.copy(); Head._side(self, h, S, sg, pupil, V, out); P = self.P; d = V-before # cheeks are not drawn in as deep, and stay behind the lower lid
