@@ -17,16 +17,16 @@ from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import axis, bump, carve, chain, cone, ellipsoid, grid_faces, march, mirrored, mix, occlusion, outward, relax, rot, sides, smooth, thin, union, used
 
-# %% ../notebooks/24f_bram.ipynb #d6e3763f
+# %% ../notebooks/24f_bram.ipynb #fd5f360c
 SIZE = Proportions(eye=(.27,.15,.465), ball=.220, lids=(27,-29), slant=(1.5,-2.), squint=26., iris_size=1.12,
-    mouth=(.235,-.465), lip_up=(.046,.066,.062), lip_low=(.062,.090,.096), lip_edge=(-.004,.018), lip_blur=2, teeth=(.635,.595), yielding=.9,
+    mouth=(.235,-.465), lip_up=(.046,.066,.062), lip_low=(.057,.080,.086), lip_edge=(-.004,.018), lip_blur=2, teeth=(.635,.595), yielding=.9,
     brow=(.070,.43,.415,.050,.066), cheek=(.39,-.16), nose=(.115,-.09), jaw=27.,
     skin=(.915,.675,.535), lip_colour=(.785,.445,.385), hair_colour=(.40,.235,.095), gum=(.70,.32,.32), blush=(.87,.42,.33), lid_edge=((.60,.36,.29),(.79,.53,.43)),
     iris=((.66,.46,.20),(.54,.36,.15),(.44,.28,.11),(.32,.19,.075),(.12,.065,.03),(.55,.50,.44)))
 (EX,EY,EZ),R,(MW,MY) = SIZE.eye,SIZE.ball,SIZE.mouth
 BEARD, HAIR, WOOL, KNIT = (.56,.372,.175), (.45,.285,.130), (.71,.315,.135), (.155,.205,.295)
 
-# %% ../notebooks/24f_bram.ipynb #9b884be4
+# %% ../notebooks/24f_bram.ipynb #36891e59
 def face(
     p,          # (...,3) points
     holes=True, # False: without the eye apertures; brows slide on that
@@ -49,19 +49,19 @@ def face(
     q = p-np.float32([.70,.09,-.07]); q = np.stack([q[...,0]*.87+q[...,2]*.5, q[...,1], -q[...,0]*.5+q[...,2]*.87], -1) # ear, turned out
     ear = carve(ellipsoid(q, (.065,0,-.05), (.125,.175,.07)), ellipsoid(q, (.07,.02,.025), (.072,.110,.06)), .04)
     d = union(d, union(ear, ellipsoid(q, (.04,-.02,0), (.035,.05,.05)), .03), .05)
-    d = union(d, cone(p, (0,-.5,-.14), (0,-1.1,-.18), .37, .40), .18)                     # neck
+    d = union(d, cone(p, (0,-.5,-.15), (0,-1.1,-.22), .37, .385), .18)                     # neck
     if holes: d = carve(d, ellipsoid(p, (EX+.008,EY+.006,EZ+.22), (R-.022,R-.058,.24)), .05)
     return d
 def lips(p):
     return (chain(p, [(0,MY+.036,.695), (.07,MY+.040,.688), (.155,MY+.022,.640), (MW,MY,.57)], (.038,.038,.033,.02), .03),
             chain(p, [(0,MY-.043,.690), (.085,MY-.040,.675), (.155,MY-.026,.635), (MW,MY,.57)], (.051,.048,.036,.02), .03))
 
-# %% ../notebooks/24f_bram.ipynb #00c63662
+# %% ../notebooks/24f_bram.ipynb #31a4c04b
 def beard_edge(p): # (...,3) -> (...) distance to the edge of the beard, positive where it grows
     p = sides(np.float32(p)); x, y, z = p[...,0], p[...,1], p[...,2]; a = np.rad2deg(np.arctan2(x, z+.08))
     line = np.interp(a, [0,4,10,16,21,25,30,38,47,56,62,65,68,70,73], [-.232,-.208,-.200,-.232,-.292,-.322,-.322,-.285,-.215,-.135,-.05,.05,.25,.45,.75])
     back = np.interp(y, [-1,-.80,-.62,-.42,-.20,-.05,.1,.5], [.30,.20,.07,.005,.0,.015,.0,-.03])
-    tall = np.where(y>MY, .078, .122); off = (((x/.275)**2.3+(np.abs(y-MY)/tall)**2.3)**(1/2.3)-1)*tall+.3*smooth(z, .45, .3) # an oval about the lips
+    tall = np.where(y>MY, .078, .128); off = (((x/.275)**2.3+(np.abs(y-MY)/tall)**2.3)**(1/2.3)-1)*tall+.3*smooth(z, .45, .3) # an oval about the lips
     return np.minimum(np.minimum((line-y)*.8, z-back), np.minimum(np.where(off<0, 2*off, off), 2*(.705-x)))
 def locks(p): # (...) grooves between the locks, -1..1
     p = sides(np.float32(p)); x, y, z = p[...,0], p[...,1], p[...,2]; lip = bump(y, MY+.13, .10)*smooth(.36-x, 0, .10)
@@ -96,16 +96,16 @@ def wreath(p): # short hair below the beanie, behind the ears
     return carve(d, ellipsoid(p, (.82,.05,.07), (.24,.225,.17)), .03)
 def hair(p): return np.minimum(beanie(p), wreath(p))
 
-# %% ../notebooks/24f_bram.ipynb #b57f5159
+# %% ../notebooks/24f_bram.ipynb #154a1d8f
 def jumper(p):
     p = sides(np.float32(p)); d = union(cone(p, (0,-1.15,-.20), (.90,-1.30,-.22), .30, .29), ellipsoid(p, (0,-1.48,-.05), (1.0,.52,.48)), .2)
     return carve(d, ellipsoid(p, (0,-.86,-.12), (.52,.21,.56)), .05)
 _COLLAR = np.array([(.39,-1.02), (.39,-.90), (.43,-.845), (.49,-.860), (.525,-.93), (.520,-1.03), (.480,-1.09), (.56,-1.18)]) # radius, height
 def collar_grid():
     "The rolled collar, ribbed"
-    k = np.arange(len(_COLLAR)); v,f = ring(_COLLAR, 60, .013*bump(k, 4, 2), 1, 1.05); v[:,1] -= .06*v[:,2]/np.hypot(v[:,0], v[:,2]); return v-[0,0,.13], f
+    k = np.arange(len(_COLLAR)); v,f = ring(_COLLAR, 60, .013*bump(k, 4, 2), 1, .97); v[:,1] -= .095*v[:,2]/np.hypot(v[:,0], v[:,2])+.015; return v-[0,0,.18], f
 def collar(p):
-    q = np.asarray(p, float)-[0,-.97,-.13]; t = np.arctan2(q[...,0], q[...,2]); return np.hypot(np.hypot(q[...,0], q[...,2]/1.05)-.46, (q[...,1]+.06*np.cos(t))*.50)-.065
+    q = np.asarray(p, float)-[0,-.985,-.18]; t = np.arctan2(q[...,0], q[...,2]); return np.hypot(np.hypot(q[...,0], q[...,2]/.97)-.46, (q[...,1]+.095*np.cos(t))*.50)-.065
 def top(p): return np.minimum(jumper(p), collar(p))
 
 # %% ../notebooks/24f_bram.ipynb #d6db7770
@@ -146,12 +146,12 @@ def recipe(
     return {m.replace('.', f'_{s}.') if s else m: float(k) for m,k in zip(t[::2], t[1::2]) for s in (('LR' if side=='M' else side) if m.startswith(_PER_SIDE) else ('',))}
 _MOVES = {n:(recipe(n, False), recipe(n, True)) for n in NAMES}
 
-# %% ../notebooks/24f_bram.ipynb #f41f43ed
+# %% ../notebooks/24f_bram.ipynb #181e7018
 def half(v, f, snap=.004):
     "The side x >= 0 of a mesh, cut along x = 0: a half that was thinned by itself would leave a notch there"
     v = v.copy(); v[np.abs(v[:,0])<snap,0] = 0; inside = v[:,0]>=0; new = list(v); at = {}; out = []
     def cut(i, j):
-        if v[j,0]==0: return j
+        if v[i,0]==0: return i
         if (i,j) not in at: at[i,j] = len(new); new.append((v[j]*v[i,0]-v[i]*v[j,0])/(v[i,0]-v[j,0])*[0,1,1])
         return at[i,j]
     for t in f.tolist():
@@ -163,7 +163,7 @@ def half(v, f, snap=.004):
     f = np.array(out); f = f[(f[:,0]!=f[:,1])&(f[:,1]!=f[:,2])&(f[:,2]!=f[:,0])&(np.array(new)[f,0].max(1)>0)]
     return used(np.array(new), f)
 
-# %% ../notebooks/24f_bram.ipynb #2fc1dfbf
+# %% ../notebooks/24f_bram.ipynb #5d12630f
 class Bram(Head):
     size = SIZE
     triangles, middle = 6900, .03
@@ -173,11 +173,12 @@ class Bram(Head):
     def moves(self, w):
         out = {}
         for n,v in w.items():
-            for m,k in _MOVES[n][v<0].items(): out[m] = out.get(m, 0)+k*abs(v)
+            for m,k in _MOVES[n][int(v<0)].items(): out[m] = out.get(m, 0)+k*abs(v)
         press = min(1, .5*(out.get('mouth.upperPress', 0)+out.get('mouth.lowerPress', 0)))
         for S in 'LR':
             g = lambda m: out.get(m.replace('.', f'_{S}.'), 0)
             if g('lid.tilt'): out[f'lid_{S}.tilt'] = g('lid.tilt')*(1-.75*min(1, g('lid.wide')))
+            if g('mouth.stretch'): out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')-.14*abs(g('mouth.cornerUD'))*g('mouth.stretch') # a wide smile stays closed
             if press: out[f'mouth_{S}.upperLip'] = g('mouth.upperLip')*(1-press)-.25*g('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')*(1-press)-.27*g('mouth.stretch')*press
         return out
     def _skin(self, P, f):
@@ -189,7 +190,7 @@ class Bram(Head):
         super()._brow_points(); k = (1+.05*np.sin(1.7*np.arange(BN))+.04*np.sin(2.9*np.arange(BN)+1))[:,None,None]
         v,line = self.brow.reshape(BN,BM,3),self.brow_line.reshape(BN,BM,3); self.brow = (line+(v-line)*k).reshape(-1,3)
 
-# %% ../notebooks/24f_bram.ipynb #5bc8e556
+# %% ../notebooks/24f_bram.ipynb #7c1349a7
 def dress(self):
     g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32); shade = lambda f,v,t,lo=.3: np.maximum(lo, occlusion(v, vertex_normals(v,t), f)); skin = self.list[0]
     self._beard()
@@ -219,7 +220,9 @@ def _root(self, v, tri):
     g11,g12,g22,h1,h2 = ((i*j).sum(-1) for i,j in ((e1,e1),(e1,e2),(e2,e2),(q,e1),(q,e2))); det = np.maximum(g11*g22-g12*g12, 1e-12)
     w1,w2 = (g22*h1-g12*h2)/det,(g11*h2-g12*h1)/det; w = np.stack([1-w1-w2, w1, w2], -1).clip(0); w /= w.sum(-1, keepdims=True)
     far = np.linalg.norm((w[...,None]*T[near]).sum(2)-foot[:,None], axis=-1)+9*((lab[near]*need[:,None,None])<0).any(-1); k = far.argmin(1); i = np.arange(len(v))
-    self.root_ids, self.root_w, self.root_tri = F[near[i,k]], w[i,k], tri; self.root_n, self.root_far = self._stand(self.P)[1], far[i,k]
+    ids,w = F[near[i,k]],w[i,k]; other,twin = (cKDTree(q).query(q*[-1,1,1])[1] for q in (P,v)); right = v[:,0]<0 # the right side as the left, the middle on both
+    ids[right],w[right] = other[ids[twin[right]]],w[twin[right]]; both = np.where(v[:,:1]==0, .5, 0)
+    self.root_ids, self.root_w, self.root_tri = np.concatenate([ids, other[ids]], 1), np.concatenate([w*(1-both), w*both], 1), tri; self.root_n = self._stand(self.P)[1]
     self.stand = ((v-self._stand(self.P)[0])*self.root_n).sum(1)
 def _stand(self, P):
     "Where the roots are on the skin P, and which way is up there"

@@ -12,10 +12,10 @@ import exprgen_nb
 from .core import cfg
 from .rig import Rig, load_rig
 
-# %% ../notebooks/24_characters.ipynb #f11301dc
+# %% ../notebooks/24_characters.ipynb #61f3cd79
 ASSETS = Path(exprgen_nb.__file__).parent/'assets' # our characters, one file each
 DATABASE_CHARACTERS = ('nilo','ama','otto','yuki','rosa','bram') # in the training database
-NEW_CHARACTERS = ('pip','kit')                     # never in the SCNN's training
+NEW_CHARACTERS = ('pip','gorm','kit')              # never in the SCNN's training
 CHARACTERS = DATABASE_CHARACTERS+NEW_CHARACTERS
 
 # %% ../notebooks/24_characters.ipynb #10bc70d8
