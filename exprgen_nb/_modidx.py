@@ -153,6 +153,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'exprgen_nb/characters.py')},
             'exprgen_nb.checks': { 'exprgen_nb.checks._check': ('checks.html#_check', 'exprgen_nb/checks.py'),
                                    'exprgen_nb.checks._inside': ('checks.html#_inside', 'exprgen_nb/checks.py'),
+                                   'exprgen_nb.checks._lids': ('checks.html#_lids', 'exprgen_nb/checks.py'),
                                    'exprgen_nb.checks._of': ('checks.html#_of', 'exprgen_nb/checks.py'),
                                    'exprgen_nb.checks.check_characters': ('checks.html#check_characters', 'exprgen_nb/checks.py'),
                                    'exprgen_nb.checks.faults': ('checks.html#faults', 'exprgen_nb/checks.py')},

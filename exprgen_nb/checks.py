@@ -15,7 +15,7 @@ from skimage.draw import polygon2mask
 from .core import LMK
 from .render import Camera, visible
 
-# %% ../notebooks/25c_checks.ipynb #2448a92f
+# %% ../notebooks/25c_checks.ipynb #c8d933f4
 SIZE, GROWN = 160, 4 # side of the picture and how far an outline is grown, px
 KINDS = dict(turned=('skin','upper_lid','lower_lid','brow'), eye=('ball','iris','glint'), teeth=('teeth','gum'))
 
@@ -30,6 +30,11 @@ def _inside(points, grown=GROWN):
     c = points-points.mean(0); p = points[np.argsort(np.arctan2(c[:,1], c[:,0]))]
     return binary_dilation(polygon2mask((SIZE,SIZE), p[:,::-1]), iterations=grown)
 
+def _lids(rig, L, R):
+    "Pixels within the lids; where there is one eye, left and right are its halves"
+    one = sum(p.name.startswith('ball') for p in rig.parts)==1
+    return _inside(np.concatenate([L,R])) if one else _inside(L)|_inside(R)
+
 def faults(
     rig, # a Rig
     W:np.ndarray # (N,C) control vectors
@@ -39,7 +44,7 @@ def faults(
     both = replace(rig.mesh, faces=np.concatenate([rig.mesh.faces, rig.mesh.faces[:,::-1]]), parts=()) # the renderer shows fronts only: every triangle also with its back
     for w in np.atleast_2d(W):
         ids,_ = visible(both, size=SIZE, camera=cam, verts=rig.vertices(w)); seen = ids>=0; at = np.where(seen, ids, 0)%F; is_ = {k:seen&m[at] for k,m in kind.items()}
-        l = cam.project(rig.landmarks(w), SIZE); lids = _inside(l[LMK['eye_L']])|_inside(l[LMK['eye_R']]); mouth = _inside(l[LMK['mouth_outer']])
+        l = cam.project(rig.landmarks(w), SIZE); lids = _lids(rig, l[LMK['eye_L']], l[LMK['eye_R']]); mouth = _inside(l[LMK['mouth_outer']])
         out.append(dict(turned=int((is_['turned']&(ids>=F)).sum()), eye=int((is_['eye']&~lids).sum()), teeth=int((is_['teeth']&~mouth).sum())))
     return pd.DataFrame(out)
 
