@@ -15,7 +15,7 @@ from skimage.draw import polygon2mask
 from .core import LMK
 from .render import Camera, visible
 
-# %% ../notebooks/25c_checks.ipynb #c8d933f4
+# %% ../notebooks/25c_checks.ipynb #61093c2f
 SIZE, GROWN = 160, 4 # side of the picture and how far an outline is grown, px
 KINDS = dict(turned=('skin','upper_lid','lower_lid','brow'), eye=('ball','iris','glint'), teeth=('teeth','gum'))
 
@@ -33,7 +33,8 @@ def _inside(points, grown=GROWN):
 def _lids(rig, L, R):
     "Pixels within the lids; where there is one eye, left and right are its halves"
     one = sum(p.name.startswith('ball') for p in rig.parts)==1
-    return _inside(np.concatenate([L,R])) if one else _inside(L)|_inside(R)
+    if not one: return _inside(L)|_inside(R)
+    p = np.concatenate([L,R]); return _inside(p, max(GROWN, round(.16*np.ptp(p[:,0])))) # a large eye is rounder than its few points
 
 def faults(
     rig, # a Rig
