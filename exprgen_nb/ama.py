@@ -6,11 +6,11 @@
 __all__ = ['SIZE', 'R', 'TOP', 'BAND', 'GOLD', 'CONTROLS', 'NAMES', 'RECIPES', 'BETWEEN', 'PAIRS', 'face', 'skull', 'lips',
            'before', 'hair', 'band', 'top', 'recipe', 'Ama', 'code_version', 'bake', 'make_ama']
 
-# %% ../notebooks/24b_ama.ipynb #db6953a6
+# %% ../notebooks/24b_ama.ipynb #702ef400
 import numpy as np
 from scipy.spatial import cKDTree
 from .characters import ASSETS
-from .heads import Head, Proportions, bake as _bake, code_version as _code_version
+from .heads import SIDED, Head, Proportions, bake as _bake, code_version as _code_version, gather, press_lips, recipe as _recipe
 from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import bump, carve, chain, cone, ellipsoid, grid_faces, march, march_half, mirrored, occlusion, outward, relax, sides, smooth, thin, union, used
@@ -91,7 +91,7 @@ CONTROLS = tuple(sorted([Control(n+s, 0, 1, 0, s[0], r, _AU.get(n, '')) for r,na
     [Control(n, 0, 1, 0, 'M', r, _AU.get(n, '')) for r,names in _SINGLE.items() for n in names.split()], key=lambda c: c.name.lower()))
 NAMES = [c.name for c in CONTROLS]
 
-# %% ../notebooks/24b_ama.ipynb #cb4caed0
+# %% ../notebooks/24b_ama.ipynb #1f734173
 RECIPES = dict(
     browDown='brow.innerUD -1 brow.midUD -.8 brow.outerUD -.05 brow.frown 1 lid.tilt .6', browOuterUp='brow.outerUD 1 brow.midUD .75 brow.innerUD .1',
     browInnerUp='brow.innerUD 1.15 brow.midUD .3 brow.outerUD -.3 brow.frown .25 lid.tilt -.5',
@@ -102,31 +102,21 @@ RECIPES = dict(
     mouthRollLower='mouth.lowerRoll -1 mouth.lowerPress 1', mouthRollUpper='mouth.upperRoll -1 mouth.upperPress 1', mouthShrugLower='jaw.chinRaise 1 mouth.lowerRoll .35', mouthShrugUpper='mouth.upperShrug 1',
     mouthSmile='mouth.cornerUD 1 mouth.cornerLR .45 cheek.raise .25 lid.lowerUD .2', mouthFrown='mouth.cornerUD -1 mouth.cornerLR -.1', mouthDimple='mouth.dimple 1 mouth.cornerLR .3 mouth.cornerUD .1',
     mouthStretch='mouth.stretch 1 mouth.lowerLip .2', mouthPress='mouth.press 1', mouthUpperUp='mouth.upperLip 1.1 cheek.raise .1', mouthLowerDown='mouth.lowerLip 1')
-_SIDED = 'brow lid eye cheek nose.wrinkle nose.flare mouth.cornerUD mouth.cornerLR mouth.stretch mouth.dimple mouth.upperLip mouth.lowerLip'.split()
 def recipe(name): # moves of one control: dict of engine move -> amount
     if name.startswith('eyeLookIn') or name.startswith('eyeLookOut'): # in is towards the nose
         S = 'L' if name.endswith('Left') else 'R'; return {f'eye_{S}.lookLR': (1 if S=='L' else -1)*(1 if 'Out' in name else -1)}
     base = name.removesuffix('Left').removesuffix('Right') if name not in RECIPES else name
-    t = RECIPES[base].split(); S = 'LR' if base==name else ('L' if name.endswith('Left') else 'R'); out = {}
-    for m,k in zip(t[::2], map(float, t[1::2])):
-        sided = any(m==a or m.split('.')[0]==a for a in _SIDED) or (m=='mouth.press' and base!=name)
-        for s in (S if sided else '-'): out[m.replace('.', f'_{s}.') if sided else m] = k
-    return out
-_MOVES = {n:recipe(n) for n in NAMES}
+    return _recipe(RECIPES[base], 'LR' if base==name else 'L' if name.endswith('Left') else 'R', SIDED if base==name else (*SIDED,'mouth.press'))
+_MOVES = {n:(recipe(n),) for n in NAMES}
 
-# %% ../notebooks/24b_ama.ipynb #d1beb2f6
+# %% ../notebooks/24b_ama.ipynb #fc2ab105
 class Ama(Head):
     size = SIZE
     triangles, middle = 8000, .03
     stretch = (Head.stretch[0], (1, [-1.2,-.86,-.74,-.52,-.30,-.16,-.08,.02,.30,.55,1.08], [-1.10,-.96,-.82,-.16,.10,.52,.64,.75,1.09,1.24,1.46]), Head.stretch[2]) # full lips need the detail
     face, lips, hair, top = (staticmethod(f) for f in (face, lips, lambda p: np.minimum(hair(p), band(p)+.02), top))
     def moves(self, w):
-        out = {}
-        for n,v in w.items():
-            for m,k in _MOVES[n].items(): out[m] = out.get(m, 0)+k*v
-        for S in 'LR': # pressed lips stay together
-            g = lambda m: out.get(m.replace('.', f'_{S}.'), 0); press = min(1, g('mouth.press'))
-            if press: out[f'mouth_{S}.upperLip'] = g('mouth.upperLip')*(1-press)-.25*g('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')*(1-press)-.27*g('mouth.stretch')*press
+        out = gather(w, _MOVES); press_lips(out, [min(1, out.get(f'mouth_{S}.press', 0)) for S in 'LR'])
         return out
     def dress(self):
         g = lambda a,b,s: np.arange(a, b, s, dtype=np.float32); shade = lambda f,v,t,lo=.3: np.maximum(lo, occlusion(v, vertex_normals(v,t), f))

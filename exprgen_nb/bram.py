@@ -8,11 +8,11 @@ __all__ = ['SIZE', 'R', 'BEARD', 'HAIR', 'WOOL', 'KNIT', 'CONTROLS', 'NAMES', 'S
            'collar_grid', 'collar', 'top', 'recipe', 'half', 'Bram', 'dress', 'pose', 'code_version', 'bake',
            'make_bram']
 
-# %% ../notebooks/24f_bram.ipynb #50cd0dd5
+# %% ../notebooks/24f_bram.ipynb #8827028b
 import numpy as np
 from scipy.spatial import cKDTree
 from .characters import ASSETS
-from .heads import BM, BN, LN, Head, Proportions, bake as _bake, code_version as _code_version, spread
+from .heads import BM, BN, LN, Head, Proportions, bake as _bake, code_version as _code_version, gather, press_lips, recipe as _recipe, spread
 from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import axis, bump, carve, chain, cone, ellipsoid, grid_faces, march, mirrored, mix, occlusion, outward, relax, rot, sides, smooth, thin, union, used
@@ -135,15 +135,14 @@ _MIDDLE = dict(
 CONTROLS = tuple(Control(f'ctl_{n}_{s}', -100*signed, 100, 0, s, g, a) for n,(signed,g,a,*_) in _SIDED.items() for s in 'LR')+tuple(Control(f'ctl_{n}', -100*signed, 100, 0, 'M', g, a) for n,(signed,g,a,*_) in _MIDDLE.items())
 NAMES = [c.name for c in CONTROLS]; SIDEWAYS = ('ctl_LookLeft','ctl_MouthLeft','ctl_JawLeft')
 
-# %% ../notebooks/24f_bram.ipynb #e4d3263c
-_PER_SIDE = ('brow.','lid.','eye.','cheek.','nose.wrinkle','nose.flare','mouth.cornerUD','mouth.cornerLR','mouth.stretch','mouth.upperLip','mouth.lowerLip')
+# %% ../notebooks/24f_bram.ipynb #d62985c8
 def recipe(
     name,  # a control
     below, # False: from rest to its upper end, True: to its lower end
 ): # dict of engine move -> amount at that end
     "What one control asks of the face"
-    side = next(c.side for c in CONTROLS if c.name==name); t = (_SIDED[name[4:-2]] if side!='M' else _MIDDLE[name[4:]])[4 if below else 3].split()
-    return {m.replace('.', f'_{s}.') if s else m: float(k) for m,k in zip(t[::2], t[1::2]) for s in (('LR' if side=='M' else side) if m.startswith(_PER_SIDE) else ('',))}
+    side = next(c.side for c in CONTROLS if c.name==name); t = (_SIDED[name[4:-2]] if side!='M' else _MIDDLE[name[4:]])[4 if below else 3]
+    return _recipe(t, 'LR' if side=='M' else side)
 _MOVES = {n:(recipe(n, False), recipe(n, True)) for n in NAMES}
 
 # %% ../notebooks/24f_bram.ipynb #181e7018
@@ -163,7 +162,7 @@ def half(v, f, snap=.004):
     f = np.array(out); f = f[(f[:,0]!=f[:,1])&(f[:,1]!=f[:,2])&(f[:,2]!=f[:,0])&(np.array(new)[f,0].max(1)>0)]
     return used(np.array(new), f)
 
-# %% ../notebooks/24f_bram.ipynb #5d12630f
+# %% ../notebooks/24f_bram.ipynb #be8819a4
 class Bram(Head):
     size = SIZE
     triangles, middle = 6900, .03
@@ -171,15 +170,13 @@ class Bram(Head):
     stretch = ((0, [0,.30,.62,1.0], [0,.46,.80,1.04]), (1, [-1.2,-.84,-.70,-.60,-.36,-.22,-.10,.02,.30,.55,1.08], [-1.10,-.99,-.88,-.66,.04,.20,.34,.48,.88,1.07,1.28]), (2, [-.86,.2,1.02], [-.56,.06,1.02]))
     face, lips, hair, top = (staticmethod(f) for f in (face, lips, lambda p: hair(p)+.07, lambda p: top(p)+.03)) # hair and wool overlap the skin
     def moves(self, w):
-        out = {}
-        for n,v in w.items():
-            for m,k in _MOVES[n][int(v<0)].items(): out[m] = out.get(m, 0)+k*abs(v)
+        out = gather(w, _MOVES)
         press = min(1, .5*(out.get('mouth.upperPress', 0)+out.get('mouth.lowerPress', 0)))
         for S in 'LR':
             g = lambda m: out.get(m.replace('.', f'_{S}.'), 0)
             if g('lid.tilt'): out[f'lid_{S}.tilt'] = g('lid.tilt')*(1-.75*min(1, g('lid.wide')))
             if g('mouth.stretch'): out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')-.14*abs(g('mouth.cornerUD'))*g('mouth.stretch') # a wide smile stays closed
-            if press: out[f'mouth_{S}.upperLip'] = g('mouth.upperLip')*(1-press)-.25*g('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')*(1-press)-.27*g('mouth.stretch')*press
+        press_lips(out, press)
         return out
     def _skin(self, P, f):
         self.hair = hair; super()._skin(P, f); del self.hair; s = self.list[-1]; stubble = smooth(beard_edge(P), -.005-.040*smooth(P[:,2], .3, .45), .035)*(-face(P)<.03)

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['SIZE', 'GROWN', 'KINDS', 'TOLERANCE', 'faults', 'check_characters']
 
-# %% ../notebooks/25c_checks.ipynb #be062556
+# %% ../notebooks/25c_checks.ipynb #9e512637
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 import numpy as np, pandas as pd
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, label
 from skimage.draw import polygon2mask
 from .core import LMK
 from .render import Camera, visible
 
-# %% ../notebooks/25c_checks.ipynb #61093c2f
+# %% ../notebooks/25c_checks.ipynb #9e3f0894
 SIZE, GROWN = 160, 4 # side of the picture and how far an outline is grown, px
-KINDS = dict(turned=('skin','upper_lid','lower_lid','brow'), eye=('ball','iris','glint'), teeth=('teeth','gum'))
+KINDS = dict(turned=('skin','upper_lid','lower_lid','brow'), eye=('ball','iris','glint'), teeth=('teeth','gum'), glint=('glint',))
 
 def _of(rig, kind):
     "Which triangles belong to the parts of a kind"
@@ -36,21 +36,25 @@ def _lids(rig, L, R):
     if not one: return _inside(L)|_inside(R)
     p = np.concatenate([L,R]); return _inside(p, max(GROWN, round(.16*np.ptp(p[:,0])))) # a large eye is rounder than its few points
 
+def _alone(glint, eye):
+    "Pixels of glints in spots of eye that hold nothing else"
+    spot,n = label(eye, np.ones((3,3))); other = set(np.unique(spot[eye&~glint])); return int(sum((spot==k).sum() for k in range(1,n+1) if k not in other))
+
 def faults(
     rig, # a Rig
     W:np.ndarray # (N,C) control vectors
-)->pd.DataFrame: # turned, eye, teeth: pixels of each fault, a row a pose
+)->pd.DataFrame: # turned, eye, teeth, glint: pixels of each fault, a row a pose
     "Count the faults of poses, seen from the front"
     kind = {k:_of(rig, k) for k in KINDS}; cam = Camera(); F = len(rig.mesh.faces); out = []
     both = replace(rig.mesh, faces=np.concatenate([rig.mesh.faces, rig.mesh.faces[:,::-1]]), parts=()) # the renderer shows fronts only: every triangle also with its back
     for w in np.atleast_2d(W):
         ids,_ = visible(both, size=SIZE, camera=cam, verts=rig.vertices(w)); seen = ids>=0; at = np.where(seen, ids, 0)%F; is_ = {k:seen&m[at] for k,m in kind.items()}
         l = cam.project(rig.landmarks(w), SIZE); lids = _lids(rig, l[LMK['eye_L']], l[LMK['eye_R']]); mouth = _inside(l[LMK['mouth_outer']])
-        out.append(dict(turned=int((is_['turned']&(ids>=F)).sum()), eye=int((is_['eye']&~lids).sum()), teeth=int((is_['teeth']&~mouth).sum())))
+        out.append(dict(turned=int((is_['turned']&(ids>=F)).sum()), eye=int((is_['eye']&~lids).sum()), teeth=int((is_['teeth']&~mouth).sum()), glint=_alone(is_['glint'], is_['eye'])))
     return pd.DataFrame(out)
 
-# %% ../notebooks/25c_checks.ipynb #141cc981
-TOLERANCE = dict(turned=24, eye=12, teeth=12) # pixels at 160², ours
+# %% ../notebooks/25c_checks.ipynb #598da303
+TOLERANCE = dict(turned=24, eye=12, teeth=12, glint=1) # pixels at 160², ours
 
 def _check(name, n, seed):
     from exprgen_nb.characters import character

@@ -7,12 +7,12 @@ __all__ = ['SIZE', 'R', 'HAIR', 'HIDE', 'FUR', 'IVORY', 'HORN', 'CONTROLS', 'NAM
            'PAIRS', 'face', 'lips', 'hair', 'ear', 'horn', 'tunic', 'fur', 'top', 'recipe', 'lid', 'brow_move', 'slide',
            'Gorm', 'dress', 'landmark_points', 'code_version', 'bake', 'make_gorm']
 
-# %% ../notebooks/24h_gorm.ipynb #b8e8a639
+# %% ../notebooks/24h_gorm.ipynb #05258603
 from types import SimpleNamespace as NS
 import numpy as np
 from .characters import ASSETS
 from .core import LMK
-from .heads import Head, Proportions, bake as _bake, code_version as _code_version, teeth
+from .heads import Head, Proportions, bake as _bake, code_version as _code_version, SIDED, gather, press_lips, recipe as _recipe, sunk, teeth
 from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import axis, bump, cap, carve, chain, cone, ellipsoid, grid_faces, march, mix, occlusion, outward, relax, rot, sides, smooth, thin, union, used
@@ -109,15 +109,14 @@ _SIDED = ('brow_tilt','lip_curl','corner')
 CONTROLS = tuple(Control(n+s, *r, 0, s[1:] or 'M', g, a) for n,(r,g,a,*_) in _DIALS.items() for s in (('_L','_R') if n in _SIDED else ('',)))
 NAMES = [c.name for c in CONTROLS]
 
-# %% ../notebooks/24h_gorm.ipynb #0f9e165d
-_PER_SIDE = ('cheek.','nose.wrinkle','nose.flare','mouth.cornerUD','mouth.cornerLR','mouth.stretch','mouth.upperLip','mouth.lowerLip')
+# %% ../notebooks/24h_gorm.ipynb #2c624763
 def recipe(
     name,  # a control
     below, # False: from rest to its upper end, True: to its lower end
 ): # dict of move -> amount at that end
     "What one dial asks of the face"
-    n,S = (name[:-2],name[-1]) if name[:-2] in _SIDED else (name,''); t = _DIALS[n][4 if below else 3].split()
-    return {(m.replace('.', f'_{s}.') if s else m.replace('_S', '_'+S).replace('brow.S', 'brow.'+S)): float(k) for m,k in zip(t[::2], t[1::2]) for s in ('LR' if m.startswith(_PER_SIDE) else ('',))}
+    n,S = (name[:-2],name[-1]) if name[:-2] in _SIDED else (name,''); t = _DIALS[n][4 if below else 3]
+    return _recipe(t.replace('_S', '_'+S).replace('brow.S', 'brow.'+S), sided=SIDED[3:]) # one brow, one eye
 _MOVES = {n:(recipe(n, False), recipe(n, True)) for n in NAMES}
 
 # %% ../notebooks/24h_gorm.ipynb #40935a19
@@ -162,7 +161,7 @@ def slide(
         nz = (f(q+[0,0,.02])-f(q-[0,0,.02]))/.04; q = q-[0,0,1]*np.clip((f(q)-rest)/np.maximum(nz, .35), -.05, .05)[:,None]
     return q-p+d*[0,0,1]
 
-# %% ../notebooks/24h_gorm.ipynb #30f6db35
+# %% ../notebooks/24h_gorm.ipynb #86ee5a32
 class Gorm(Head):
     size = SIZE
     triangles, middle = 8600, .03
@@ -171,15 +170,10 @@ class Gorm(Head):
     face, lips, hair, top = (staticmethod(f) for f in (face, lips, hair, top))
     def close(self, p): q = Head.close(self, p); return p+(q-p)*smooth(p[...,2], -.4, 0)[...,None] # not at the nape, which no hair hides
     def moves(self, w):
-        out = {}
-        for n,v in w.items():
-            for m,k in _MOVES[n][int(v<0)].items(): out[m] = out.get(m, 0)+k*abs(v)
+        out = gather(w, _MOVES)
         if 'mouth.funnel' in out: out['mouth.funnel'] *= .15+1.1*out.get('jaw.open', 0) # a closed mouth pouts shut
         press = min(1, .5*(out.get('mouth.upperPress', 0)+out.get('mouth.lowerPress', 0)))
-        if press: # pressed lips stay together
-            for S in 'LR':
-                g = lambda m: out.get(m.replace('.', f'_{S}.'), 0)
-                out[f'mouth_{S}.upperLip'] = g('mouth.upperLip')*(1-press)-.25*g('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')*(1-press)-.27*g('mouth.stretch')*press
+        press_lips(out, press)
         return out
     def pose(self, w):
         V = Head.pose(self, w); m = self.moves(w); g = lambda n: m.get(n, 0.); s = self.slices
@@ -212,7 +206,7 @@ def _brow_tube(self):
     return v.reshape(-1,3), np.repeat(path, BM, 0)
 Gorm._eye, Gorm._brow_tube = _eye, _brow_tube
 
-# %% ../notebooks/24h_gorm.ipynb #106f36cd
+# %% ../notebooks/24h_gorm.ipynb #14a3d85a
 def _look(self, g, V):
     "Lids, iris, glint, and the rim of the eye hole"
     z = SIZE; sh,wd,sq,ey,ex = (g('eye.'+k) for k in ('shut','wide','squint','y','x')); open_ = 1-sh
@@ -223,7 +217,7 @@ def _look(self, g, V):
     for up,n in ((True,'upper_lid'), (False,'lower_lid')): V[self.slices[n]] = lid(up, top, low, vee, *hang)
     c = np.array(z.eye); i0 = self.iris0.copy(); rr = np.hypot(i0[:,0], i0[:,1])/R; kk = 1+.35*g('eye.pupil')*np.interp(rr, [0,.22,.44,.8], [1,1,.12,0])
     i0[:,:2] *= kk[:,None]; i0 *= (np.linalg.norm(self.iris0, axis=1)/np.linalg.norm(i0, axis=1))[:,None]
-    yaw,pit = 25*ex,20*ey-1.; V[self.slices['iris']] = rot(i0+c, c, yaw, pit); V[self.slices['glint']] = rot(rot(self.glint0+c, c, -11, 14), c, .55*yaw, .55*pit)
+    yaw,pit = 25*ex,20*ey-1.; V[self.slices['iris']] = rot(i0+c, c, yaw, pit); V[self.slices['glint']] = rot(rot(self.glint0*sunk(sh)+c, c, -11, 14), c, .55*yaw, .55*pit)
     P = self.P; dy = np.zeros(len(P)); dz = dy.copy()
     for s,a in ((1, -9*sh+4*wd-3*sq), (-1, 5*sh+5*sq)):
         d = rot(P, c, 0, a)-P; k = self.m.rim*smooth(s*(P[:,1]-EY), .02, .18); dy += k*d[:,1]; dz += k*d[:,2]

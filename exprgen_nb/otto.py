@@ -7,10 +7,10 @@ __all__ = ['SIZE', 'R', 'WHITE', 'BROW', 'WOOL', 'LINEN', 'SILK', 'CONTROLS', 'N
            'lips', 'hair', 'moustache', 'cardigan', 'shirt', 'bow', 'top', 'recipe', 'moves', 'Otto', 'code_version',
            'bake', 'make_otto']
 
-# %% ../notebooks/24c_otto.ipynb #bc02f8c7
+# %% ../notebooks/24c_otto.ipynb #37a6b1fc
 import numpy as np
 from .characters import ASSETS
-from .heads import BM, BN, LN, Head, Proportions, bake as _bake, code_version as _code_version
+from .heads import BM, BN, LN, Head, Proportions, bake as _bake, code_version as _code_version, gather, press_lips, recipe as _recipe
 from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import axis, bump, carve, chain, cone, ellipsoid, march, march_half, mirrored, mix, occlusion, outward, relax, sides, smooth, thin, union, used
@@ -105,7 +105,7 @@ _SINGLE = dict(AU08=('mouth','lips toward each other over an open jaw'), AU17=('
 CONTROLS = tuple(sorted([Control(f'{n}_{s}', 0, 5, 0, s, r, about) for n,(r,about) in _PAIRED.items() for s in 'LR']+[Control(n, 0, 5, 0, 'M', r, about) for n,(r,about) in _SINGLE.items()], key=lambda c: c.name))
 NAMES = [c.name for c in CONTROLS]
 
-# %% ../notebooks/24c_otto.ipynb #df407e8b
+# %% ../notebooks/24c_otto.ipynb #4ea0a85d
 RECIPES = dict(
     AU01='brow.innerUD 1.25 brow.midUD .3 brow.outerUD -.25 brow.frown .2 lid.tilt -.5', AU02='brow.outerUD 1.15 brow.midUD 1.35 brow.innerUD .15', AU04='brow.innerUD -1 brow.midUD -.8 brow.outerUD -.05 brow.frown 1',
     AU05='lid.wide 1', AU06='cheek.raise 1 lid.lowerUD .55 lid.wide .12', AU07='lid.squint .9', AU09='nose.wrinkle 1.3 nose.flare .3 nose.UD .6 brow.innerUD -.25', AU43='lid.blink 1',
@@ -114,30 +114,25 @@ RECIPES = dict(
     AU08='mouth.close 1 mouth.upperPress .2 mouth.lowerPress .2', AU17='jaw.chinRaise 1 mouth.lowerRoll .35', AU18='mouth.pucker 1', AU19='tongue.out 1', AU22='mouth.funnel 1 mouth.upperRoll .3 mouth.lowerRoll .3',
     AU23='mouth.press .55 mouth.pucker .25 mouth.upperRoll -.5 mouth.lowerRoll -.5', AU24='mouth.press 1', AU25='mouth.upperLip .22 mouth.lowerLip .45', AU26='jaw.open .6', AU27='jaw.open 1 mouth.cornerLR -.35 mouth.funnel .12',
     AU28='mouth.upperRoll -1 mouth.lowerRoll -1 mouth.upperPress 1 mouth.lowerPress 1', AU29='jaw.thrust 1', AU38='nose.flare 1', AU61='eye.lookLR 1', AU62='eye.lookLR -1', AU63='eye.lookUD 1', AU64='eye.lookUD -1')
-_SIDED = 'brow lid eye cheek nose.wrinkle nose.flare mouth.cornerUD mouth.cornerLR mouth.stretch mouth.dimple mouth.upperLip mouth.lowerLip'.split()
 def recipe(name): # moves of one control: dict of engine move -> amount
     if name.startswith('AU30'): return {'jaw.sideLR': 1. if name[-1]=='L' else -1.}
-    t = RECIPES[name[:4]].split(); S = name[5:] or 'LR'
-    return {m.replace('.', f'_{s}.') if s!='-' else m:k for m,k in zip(t[::2], map(float, t[1::2])) for s in (S if m in _SIDED or m.split('.')[0] in _SIDED else '-')}
-_MOVES = {n:recipe(n) for n in NAMES}
+    return _recipe(RECIPES[name[:4]], name[5:] or 'LR')
+_MOVES = {n:(recipe(n),) for n in NAMES}
 
-# %% ../notebooks/24c_otto.ipynb #dd856d03
+# %% ../notebooks/24c_otto.ipynb #e2b085fa
 def moves(
     w, # dict: control -> 0..1 (E)
 ):     # dict: engine move -> amount
     "Action units as moves of the engine"
-    out = {}
-    for n,v in w.items():
-        for m,k in _MOVES[n].items(): out[m] = out.get(m, 0)+k*v
-    g = lambda n: w.get(n, 0.)
+    out = gather(w, _MOVES); g = lambda n: w.get(n, 0.)
     def add(m, k): out.update({m:out.get(m, 0)+k} if k else {})
     add('jaw.open', -.6*g('AU26')*g('AU27'))
     for S in 'LR':
-        m = lambda n: out.get(n.replace('.', f'_{S}.'), 0); both = g('AU01_'+S)*g('AU04_'+S); press = min(1, g('AU24'))
+        both = g('AU01_'+S)*g('AU04_'+S)
         for n,k in (('brow.innerUD',.80), ('brow.midUD',.45), ('brow.frown',-.1)):
             add(n.replace('.', f'_{S}.'), k*both)
         add(f'brow_{S}.outerUD', .25*g('AU01_'+S)*g('AU02_'+S))
-        if press: out[f'mouth_{S}.upperLip'] = m('mouth.upperLip')*(1-press)-.25*m('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = m('mouth.lowerLip')*(1-press)-.27*m('mouth.stretch')*press
+    press_lips(out, min(1, g('AU24')))
     return out
 
 # %% ../notebooks/24c_otto.ipynb #113a7ede

@@ -7,10 +7,10 @@ __all__ = ['SIZE', 'R', 'HAIR', 'RED', 'DENIM', 'BRASS', 'JUMPER', 'KNOT', 'CONT
            'PAIRS', 'skull', 'face', 'lips', 'hairline', 'sprout', 'cap', 'hair', 'band', 'top', 'dungarees', 'buttons',
            'recipe', 'Pip', 'tuck', 'dress', 'code_version', 'bake', 'make_pip']
 
-# %% ../notebooks/24g_pip.ipynb #fca073a7
+# %% ../notebooks/24g_pip.ipynb #86376f1a
 import numpy as np
 from .characters import ASSETS
-from .heads import Head, Proportions, bake as _bake, code_version as _code_version, teeth
+from .heads import Head, Proportions, bake as _bake, code_version as _code_version, gather, press_lips, recipe as _recipe, teeth
 from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import axis, bump, carve, chain, cone, ellipsoid, march, mix, occlusion, outward, relax, sides, smooth, thin, union, used
@@ -132,19 +132,18 @@ _MIDDLE = dict(
 CONTROLS = tuple(Control(n+s, *r, 0, s[0], g, a) for n,(r,g,a,*_) in _SIDED.items() for s in ('Left','Right'))+tuple(Control(n, *r, 0, 'M', g, a) for n,(r,g,a,*_) in _MIDDLE.items())
 NAMES = [c.name for c in CONTROLS]; SIDEWAYS = ('eyesX','mouthX','tongueX')
 
-# %% ../notebooks/24g_pip.ipynb #02395e5d
-_PER_SIDE = ('brow.','lid.','eye.','cheek.','nose.wrinkle','nose.flare','mouth.cornerUD','mouth.cornerLR','mouth.stretch','mouth.upperLip','mouth.lowerLip')
+# %% ../notebooks/24g_pip.ipynb #34a5ee21
 def recipe(
     name,  # a control
     below, # False: from rest to its upper end, True: to its lower end
 ): # dict of engine move -> amount at that end
     "What one control asks of the face"
     if name=='cross': return {'eye_L.lookLR':-.8, 'eye_R.lookLR':.8}
-    side = next(c.side for c in CONTROLS if c.name==name); t = (_MIDDLE[name] if side=='M' else _SIDED[name.removesuffix('Left').removesuffix('Right')])[4 if below else 3].split()
-    return {m.replace('.', f'_{s}.') if s else m: float(k) for m,k in zip(t[::2], t[1::2]) for s in (('LR' if side=='M' else side) if m.startswith(_PER_SIDE) else ('',))}
+    side = next(c.side for c in CONTROLS if c.name==name); t = (_MIDDLE[name] if side=='M' else _SIDED[name.removesuffix('Left').removesuffix('Right')])[4 if below else 3]
+    return _recipe(t, 'LR' if side=='M' else side)
 _MOVES = {n:(recipe(n, False), recipe(n, True)) for n in NAMES}
 
-# %% ../notebooks/24g_pip.ipynb #1e3303c6
+# %% ../notebooks/24g_pip.ipynb #0ac629c1
 class Pip(Head):
     size = SIZE
     triangles, middle = 7600, .06
@@ -152,15 +151,13 @@ class Pip(Head):
     stretch = ((0, [0,.30,.62,1.02], [0,.46,.78,1.10]), (1, [-1.2,-.84,-.72,-.56,-.33,-.23,-.10,0,.30,.55,1.08], [-1.16,-.98,-.84,-.24,.10,.32,.46,.56,.96,1.12,1.34]), (2, [-.90,.2,.98], [-.58,.06,.98])) # the small mouth needs the detail
     face, lips, hair, top = (staticmethod(f) for f in (face, lips, hair, top))
     def moves(self, w):
-        out = {}
-        for n,v in w.items():
-            for m,k in _MOVES[n][int(v<0)].items(): out[m] = out.get(m, 0)+k*abs(v)
+        out = gather(w, _MOVES)
         for m in ('tongue.UD','tongue.LR'): out[m] = out.get(m, 0)*(.3+.7*min(1, out.get('tongue.out', 0)))
         press = min(1, .5*(out.get('mouth.upperPress', 0)+out.get('mouth.lowerPress', 0)))
         for S in 'LR':
             g = lambda m: out.get(m.replace('.', f'_{S}.'), 0)
             out[f'eye_{S}.lookLR'] = np.clip(g('eye.lookLR'), -1.1, 1.1)
-            if press: out[f'mouth_{S}.upperLip'] = g('mouth.upperLip')*(1-press)-.25*g('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')*(1-press)-.27*g('mouth.stretch')*press
+        press_lips(out, press)
         return out
 
 # %% ../notebooks/24g_pip.ipynb #8a68a6c7

@@ -7,10 +7,10 @@ __all__ = ['SIZE', 'R', 'HAIR', 'FRECKLE', 'YELLOW', 'WHITE', 'NAVY', 'CONTROLS'
            'skull', 'lips', 'hair', 'top', 'recipe', 'Rosa', 'daisy', 'dress', 'pose', 'code_version', 'bake',
            'make_rosa']
 
-# %% ../notebooks/24e_rosa.ipynb #0fdab192
+# %% ../notebooks/24e_rosa.ipynb #5e3e3995
 import numpy as np
 from .characters import ASSETS
-from .heads import Head, Proportions, bake as _bake, code_version as _code_version
+from .heads import Head, Proportions, bake as _bake, code_version as _code_version, gather, press_lips, recipe as _recipe
 from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import bump, carve, chain, cone, ellipsoid, grid_faces, march, march_half, mirrored, mix, occlusion, outward, relax, sides, smooth, thin, union, used
@@ -112,34 +112,31 @@ _MIDDLE = dict(
 CONTROLS = tuple(Control(f'{n}_{s}', *r, 0, s, g, a) for n,(r,g,a,*_) in _SIDED.items() for s in 'LR')+tuple(Control(n, *r, 0, 'M', g, a) for n,(r,g,a,*_) in _MIDDLE.items())
 NAMES = [c.name for c in CONTROLS]; SIDEWAYS = ('gaze_x','mouth_x','jaw_x','tongue_x')
 
-# %% ../notebooks/24e_rosa.ipynb #2db67095
-_PER_SIDE = ('brow.','lid.','eye.','cheek.','nose.wrinkle','nose.flare','mouth.cornerUD','mouth.cornerLR','mouth.stretch','mouth.upperLip','mouth.lowerLip')
+# %% ../notebooks/24e_rosa.ipynb #b9511502
 def recipe(
     name,  # a control
     below, # False: from rest to its upper end, True: to its lower end
 ): # dict of engine move -> amount at that end
     "What one dial asks of the face"
-    side = next(c.side for c in CONTROLS if c.name==name); t = (_SIDED[name[:-2]] if side!='M' else _MIDDLE[name])[4 if below else 3].split()
+    side = next(c.side for c in CONTROLS if c.name==name); t = (_SIDED[name[:-2]] if side!='M' else _MIDDLE[name])[4 if below else 3]
     if name=='gaze_cross': return {'eye_L.lookLR':-.8, 'eye_R.lookLR':.8}
-    return {m.replace('.', f'_{s}.') if s else m: float(k) for m,k in zip(t[::2], t[1::2]) for s in (('LR' if side=='M' else side) if m.startswith(_PER_SIDE) else ('',))}
+    return _recipe(t, 'LR' if side=='M' else side)
 _MOVES = {n:(recipe(n, False), recipe(n, True)) for n in NAMES}
 
-# %% ../notebooks/24e_rosa.ipynb #520dffce
+# %% ../notebooks/24e_rosa.ipynb #fa016325
 class Rosa(Head):
     size = SIZE
     triangles, middle = 7600, .03
     stretch = (Head.stretch[0], (1, [-1.2,-.86,-.74,-.54,-.32,-.20,-.08,.02,.30,.55,1.08], [-1.10,-.98,-.84,-.20,.10,.40,.54,.66,1.04,1.20,1.42]), Head.stretch[2]) # the small mouth needs the detail
     face, lips, hair, top = (staticmethod(f) for f in (face, lips, lambda p: np.maximum(hair(p), -ellipsoid(p, (0,MY,.22), (.36,.36,.42))), top)) # the bob is solid; the mouth in it is free
     def moves(self, w):
-        out = {}
-        for n,v in w.items():
-            for m,k in _MOVES[n][int(v<0)].items(): out[m] = out.get(m, 0)+k*abs(v)
+        out = gather(w, _MOVES)
         for m in ('tongue.UD','tongue.LR'): out[m] = out.get(m, 0)*(.3+.7*min(1, out.get('tongue.out', 0))) # a tongue that is in stays in
         press = min(1, .5*(out.get('mouth.upperPress', 0)+out.get('mouth.lowerPress', 0)))
         for S in 'LR':
             g = lambda m: out.get(m.replace('.', f'_{S}.'), 0)
             out[f'eye_{S}.lookLR'] = np.clip(g('eye.lookLR'), -1.1, 1.1)
-            if press: out[f'mouth_{S}.upperLip'] = g('mouth.upperLip')*(1-press)-.25*g('nose.wrinkle')*press; out[f'mouth_{S}.lowerLip'] = g('mouth.lowerLip')*(1-press)-.27*g('mouth.stretch')*press
+        press_lips(out, press)
         return out
 
 # %% ../notebooks/24e_rosa.ipynb #c86cb3a2

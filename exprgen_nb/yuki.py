@@ -7,13 +7,13 @@ __all__ = ['SIZE', 'R', 'NAVY', 'WHITE', 'RED', 'INK', 'CONTROLS', 'NAMES', 'REC
            'lips', 'helmet', 'hair', 'top', 'opening', 'collar', 'bow', 'lid', 'lashes', 'lock', 'recipe', 'Yuki',
            'code_version', 'bake', 'make_yuki']
 
-# %% ../notebooks/24d_yuki.ipynb #671a1e60
+# %% ../notebooks/24d_yuki.ipynb #9798f6a4
 from functools import lru_cache
 import numpy as np
 from scipy.interpolate import CubicSpline, RegularGridInterpolator
 from fastcore.basics import patch
 from .characters import ASSETS
-from .heads import Head, LM, LN, Proportions, teeth, bake as _bake, code_version as _code_version
+from .heads import SIDED, Head, LM, LN, Proportions, teeth, bake as _bake, code_version as _code_version, gather, press_lips, recipe as _recipe, sunk
 from .mesh import vertex_normals
 from .rig import Control, Rig, save_rig
 from .sculpt import axis, bump, cap, carve, chain, cone, ellipsoid, grid_faces, march, march_half, mirrored, mix, occlusion, outward, relax, rot, sides, smooth, thin, union, used
@@ -163,7 +163,7 @@ _one = lambda names: [Control(n, *_SINGLE[n][1:3], 0, 'M', _SINGLE[n][0], _SINGL
 CONTROLS = tuple(_one(list(_SINGLE)[:10])+_pair(['blink'])+_one(list(_SINGLE)[10:14])+_pair(list(_PAIRED)[1:])+_one(list(_SINGLE)[14:]))
 NAMES = [c.name for c in CONTROLS]
 
-# %% ../notebooks/24d_yuki.ipynb #add9458a
+# %% ../notebooks/24d_yuki.ipynb #361c6488
 RECIPES = {
     'happy':'mouth.cornerUD .42 mouth.cornerLR .2 cheek.raise .45 lid.squint .3 lid.arc 1 brow.midUD .2', 'angry':'brow.innerUD -.55 brow.midUD -.35 brow.frown .5 lid.tilt .4 lid.squint .12 mouth.cornerUD -.3',
     'sad':'brow.innerUD .55 brow.outerUD -.2 brow.frown .2 lid.tilt -.45 lid.blink .06 mouth.cornerUD -.4 jaw.chinRaise .25', 'relaxed':'lid.blink .35 brow.innerUD .1 brow.outerUD -.15 mouth.cornerUD .25',
@@ -174,17 +174,12 @@ RECIPES = {
     'lookUp':'eye.lookUD 1', 'lookDown':'eye.lookUD -1', 'lookLeft':'eye.lookLR 1', 'lookRight':'eye.lookLR -1', 'pupilShrink':'eyes.pupil -1', 'noseWrinkle':'nose.wrinkle .95 brow.innerUD -.12', 'cheekPuff':'cheek.puff .85 mouth.press .2',
     'mouthNarrow':'mouth.cornerLR -1', 'mouthStretch':'mouth.stretch .8 mouth.lowerLip .15', 'mouthPress':'mouth.press 1', 'mouthShift':'mouth.shiftLR -1.4', 'lipPout':'jaw.chinRaise 1 mouth.lowerRoll .6',
     'jawOpen':'jaw.open 1', 'jawForward':'jaw.thrust .75', 'tongueOut':'tongue.out 1', 'tongueUp':'tongue.UD 1'}
-_SIDED = 'brow lid eye cheek nose mouth.cornerUD mouth.cornerLR mouth.stretch mouth.dimple mouth.upperLip mouth.lowerLip'.split()
 def recipe(name, sign=1): # moves of one control at its limit: dict of engine move -> amount
     base = name.removesuffix('Left').removesuffix('Right') if name not in RECIPES else name
-    t = RECIPES[base+'-' if sign<0 and base+'-' in RECIPES else base].split(); S = 'LR' if base==name else name[len(base)]; out = {}
-    for m,k in zip(t[::2], map(float, t[1::2])):
-        sided = m in _SIDED or m.split('.')[0] in _SIDED
-        for s in (S if sided else '-'): out[m.replace('.', f'_{s}.') if sided else m] = k
-    return out
-_MOVES = {(n,s):recipe(n, s) for n in NAMES for s in (1,-1)}
+    return _recipe(RECIPES[base+'-' if sign<0 and base+'-' in RECIPES else base], 'LR' if base==name else name[len(base)], (*SIDED,'nose.'))
+_MOVES = {n:(recipe(n), {m:-k for m,k in recipe(n, -1).items()}) for n in NAMES}
 
-# %% ../notebooks/24d_yuki.ipynb #c13f9142
+# %% ../notebooks/24d_yuki.ipynb #1c2624eb
 class Yuki(Head):
     size = SIZE
     triangles, middle = 7800, .02
@@ -192,9 +187,7 @@ class Yuki(Head):
     stretch = (Head.stretch[0], (1, [-1.2,-.80,-.62,-.48,-.28,-.20,-.08,.02,.30,.55,1.08], [-1.08,-.92,-.72,-.34,.24,.36,.50,.62,1.0,1.15,1.35]), Head.stretch[2])
     face, lips, hair, top = (staticmethod(f) for f in (face, lips, hair, top))
     def moves(self, w):
-        out = {}
-        for n,v in w.items():
-            for m,k in _MOVES[n,1 if v>=0 else -1].items(): out[m] = out.get(m, 0)+k*v
+        out = gather(w, _MOVES)
         for m in list(out):
             if m.endswith('lid_L.blink') or m.endswith('lid_R.blink'): out[m] = min(1, out[m])
         if out.get('jaw.open',0)>1: out['jaw.open'] = 1+.15*(1-np.exp(-(out['jaw.open']-1)/.15))
@@ -204,9 +197,7 @@ class Yuki(Head):
         press = min(1, out.get('mouth.press', 0))
         if press: # pressed lips stay together, whatever the jaw does
             out['mouth.close'] = press; out['mouth.funnel'] = out.get('mouth.funnel', 0)*(1-press)
-            for S in 'LR':
-                for m in ('upperLip','lowerLip'): out[f'mouth_{S}.{m}'] = out.get(f'mouth_{S}.{m}', 0)*(1-press)
-                out[f'mouth_{S}.upperLip'] -= .25*out.get(f'nose_{S}.wrinkle', 0)*press; out[f'mouth_{S}.lowerLip'] -= .27*out.get(f'mouth_{S}.stretch', 0)*press
+            press_lips(out, press)
         return out
 
 # %% ../notebooks/24d_yuki.ipynb #e63c98b5
@@ -230,7 +221,7 @@ def _eye(self:Yuki, s, S):
             f = grid_faces(3,LN); l = lashes(p[LN:2*LN], z, s); f = f if vertex_normals(l, f)[:LN,1].mean()>0 else f[:,::-1]; self.add('lash_'+S, l, f, INK, .8, .1, 12, 0, turn=False)
     self._brow_points(); self.browm = self._brow_mask(self.brow_line); self.add('brow_'+S, self.brow*[s,1,1], grid_faces(19,8), np.array(z.hair_colour)*.8, 1, .08, 12, 0)
 
-# %% ../notebooks/24d_yuki.ipynb #724c3632
+# %% ../notebooks/24d_yuki.ipynb #52447a66
 @patch
 def _lids(self:Yuki, h, S, sg, pupil, out):
     "Lids, lashes, iris and glint of one side; a smiling eye closes upwards"
@@ -241,7 +232,7 @@ def _lids(self:Yuki, h, S, sg, pupil, out):
     out['lash_'+S] = lashes(out['upper_lid_'+S][LN:2*LN], z, sg)
     c = np.array(z.eye)*[sg,1,1]; i0 = self.iris0; rr = np.hypot(i0[:,0], i0[:,1]); kk = 1+pupil*np.interp(rr, [0,.068,.12,.165,.2], [.35,.35,.28,.24,.20])
     i0 = i0*np.stack([kk,kk,1+0*kk], -1); i0 *= (R+.007)/np.linalg.norm(i0, axis=1, keepdims=True)
-    yaw, pit = 20*ex-sg*1.0, 17*ey-1; out['iris_'+S] = rot(i0+c, c, yaw, pit); out['glint_'+S] = rot(self.glint0+c, c, .7*yaw, .7*pit)
+    yaw, pit = 20*ex-sg*1.0, 17*ey-1; out['iris_'+S] = rot(i0+c, c, yaw, pit); out['glint_'+S] = rot(self.glint0*sunk(bl)+c, c, .7*yaw, .7*pit)
     return bl
 
 # %% ../notebooks/24d_yuki.ipynb #a48f9d7e
