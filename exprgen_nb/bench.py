@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['quantiles', 'turns', 'time_calls', 'renderers', 'engines', 'bench_character', 'bench_transfer', 'bench_networks',
-           'bench_files', 'bench_browser', 'bench_text', 'bench', 'sweeps']
+           'bench_files', 'bench_browser', 'bench_text', 'bench', 'killed_and_resumed', 'sweeps']
 
-# %% ../notebooks/91_bench.ipynb #eb1fe4c0
-import json, os, tempfile, time
+# %% ../notebooks/91_bench.ipynb #bcf20b9f
+import hashlib, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 from .blocks import save_run
@@ -174,23 +174,48 @@ def bench(
     print(bench_text(r)); print(path)
     return r
 
-# %% ../notebooks/91_bench.ipynb #26454ace
+# %% ../notebooks/91_bench.ipynb #f2ffe48d
+_DRAW = 'import sys; from exprgen_nb.ced import draw_ced, edition; draw_ced(edition(int(sys.argv[1])), sys.argv[2], int(sys.argv[3]), progress=False)'
+
+def _digest(folder): return {f.name:hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(Path(folder).glob('*')) if f.suffix=='.parquet'}
+
+def killed_and_resumed(
+    n:int, # rows of the database
+    folder, # where it is drawn
+    size:int=256, # px
+    kills:int=2, # how often the process is killed, at random shards
+    seed:int=0
+)->list: # shards that were finished at each kill
+    "Draw the database in a process that is killed in the middle, then finish it"
+    from exprgen_nb.ced import SHARD, draw_ced, edition
+    at = sorted(np.random.default_rng(seed).choice(np.arange(1, -(-n//SHARD)), kills, replace=False)); done = []; count = lambda: len(list(Path(folder).glob('pictures-*.parquet')))
+    for k in at:
+        p = subprocess.Popen([sys.executable, '-c', _DRAW, str(n), str(folder), str(size)])
+        while count()<k and p.poll() is None:
+            try: p.wait(.02)
+            except subprocess.TimeoutExpired: pass
+        p.kill(); p.wait(); done.append(count())
+    draw_ced(edition(n), folder, size, progress=False)
+    return done
+
 def sweeps(
     out=None, # folder for `sweeps.json`; None: `cfg.runs`
     pictures:int|None=None, # rows of the database; None: the edition's 55,767
     poses:int=5000, # poses of each character
-    size:int=256 # px
+    size:int=256, # px
+    kills:int=2 # how often the second drawing is killed
 )->dict: # what was saved
-    "Draw the database and look for faults; print and save"
+    "Draw the database, draw it again with kills, and look for faults; print and save"
     import resource
     from exprgen_nb.ced import EDITION, draw_ced, edition
     from exprgen_nb.characters import CHARACTERS, DATABASE_CHARACTERS
     from exprgen_nb.checks import TOLERANCE, check_characters
     with tempfile.TemporaryDirectory() as d:
-        tic = time.perf_counter(); table = edition(pictures or EDITION); made = time.perf_counter()-tic; tic = time.perf_counter(); draw_ced(table, d, size, progress=pictures is None); took = time.perf_counter()-tic
-        files = list(Path(d).glob('*')); mb = lambda fs: round(sum(f.stat().st_size for f in fs)/1e6, 1)
+        d,again = Path(d)/'a',Path(d)/'b'; tic = time.perf_counter(); table = edition(pictures or EDITION); made = time.perf_counter()-tic; tic = time.perf_counter(); draw_ced(table, d, size, progress=pictures is None); took = time.perf_counter()-tic
+        files = list(d.glob('*')); mb = lambda fs: round(sum(f.stat().st_size for f in fs)/1e6, 1)
         drawn = dict(pictures=len(table), characters=list(DATABASE_CHARACTERS), size=size, workers=os.cpu_count(), seconds=round(took,1), seconds_table=round(made,1), pictures_per_second=round(len(table)/took,1),
             table_mb=mb(f for f in files if f.name=='table.parquet'), pictures_mb=mb(f for f in files if f.name!='table.parquet'), peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+        drawn['killed_after_shards'] = killed_and_resumed(len(table), again, size, kills); drawn['same_bits_after_kills'] = _digest(d)==_digest(again)
     tic = time.perf_counter(); faults = check_characters(CHARACTERS, poses, workers=(os.cpu_count() or 1) if poses>100 else 1); r = dict(database=drawn, faults=dict(tolerance=TOLERANCE, seconds=round(time.perf_counter()-tic,1), characters=faults))
     path = save_run('sweeps', r, modules=('ced','checks','poses','render','rig'), folder=out)
     print(json.dumps(r['database'], indent=1)); print(*(f'{n:<8}'+', '.join(f'{k} {v[k]:.2%}' for k in TOLERANCE) for n,v in faults.items()), path, sep='\n')

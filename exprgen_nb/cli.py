@@ -44,17 +44,29 @@ def transfer(
     if failed: print(f'{failed} of {len(photos)} photos failed', file=sys.stderr)
     return int(failed>0)
 
-# %% ../notebooks/49_cli.ipynb #6c7d5091
+# %% ../notebooks/49_cli.ipynb #3972d423
 def characters()->int:
     "List the characters that are installed"
     from exprgen_nb.characters import CHARACTERS, character
     for n in CHARACTERS: r = character(n); print(f'{n:<8}{len(r.controls):4d} controls {len(r.mesh.verts):6d} vertices')
     return 0
 
-def ced(n:int, seed:int=0, out:str='ced.parquet')->int:
-    "Write a table of sampled, labelled poses"
-    from exprgen_nb.poses import ced
-    t = ced(n, seed); t.to_parquet(out); print(f'{len(t)} poses -> {out}')
+def ced(
+    n:int|None=None, # pictures; None: the edition's 55,767
+    seed:int=0,
+    out:str='ced', # folder for the table and the pictures
+    size:int=256, # px
+    table:bool=False, # write the table alone
+    characters:str|None=None # names joined by commas; None: the six of the database
+)->int:
+    "Draw the character expression database; what is drawn already is left alone"
+    from exprgen_nb.ced import EDITION, draw_ced, edition, save_table
+    from exprgen_nb.characters import DATABASE_CHARACTERS
+    try: t = edition(n or EDITION, seed, tuple(characters.split(',')) if characters else DATABASE_CHARACTERS)
+    except ValueError as e: print(f'exprgen: {e}', file=sys.stderr); return 2
+    Path(out).mkdir(parents=True, exist_ok=True)
+    if table: print(f'{len(t)} rows -> {save_table(t, Path(out)/"table.parquet")}')
+    else: print(f'{draw_ced(t, out, size)!r} -> {out}')
     return 0
 
 def cache(clear:bool=False)->int:
@@ -67,14 +79,15 @@ def cache(clear:bool=False)->int:
     if clear: shutil.rmtree(cfg.cache, ignore_errors=True); print('cache cleared')
     return 0
 
-# %% ../notebooks/49_cli.ipynb #617f5c02
+# %% ../notebooks/49_cli.ipynb #055e0a7b
 def _parser():
     p = argparse.ArgumentParser('exprgen', description='A photo of a face in, the same expression on a 3D character out'); sub = p.add_subparsers(dest='cmd', required=True)
     t = sub.add_parser('transfer', help='photos to rig controls, pictures and GLB files'); t.add_argument('photos', nargs='+', metavar='PHOTO')
     t.add_argument('--to', default='all', metavar='all|NAME,…', help='characters (default: all)'); t.add_argument('--primary', metavar='NAME', help='character that the network drives')
     t.add_argument('--out', default='.', metavar='DIR', help='folder for the results (default: here)'); t.add_argument('--verbose', action='store_true', help='print the stages with their times')
     sub.add_parser('characters', help='list the characters')
-    c = sub.add_parser('ced', help='write a table of labelled poses'); c.add_argument('n', type=int); c.add_argument('--seed', type=int, default=0); c.add_argument('--out', default='ced.parquet')
+    c = sub.add_parser('ced', help='draw the character expression database'); c.add_argument('n', type=int, nargs='?', help='pictures (default: the edition of 55,767)'); c.add_argument('--seed', type=int, default=0)
+    c.add_argument('--out', default='ced', metavar='DIR', help='folder for table and pictures (default: ced)'); c.add_argument('--size', type=int, default=256, help='px'); c.add_argument('--table', action='store_true', help='write the table alone'); c.add_argument('--characters', metavar='NAME,…', help='default: the six of the database')
     n = sub.add_parser('train', help='train a network that ships'); n.add_argument('net', choices=('hcnn','rig_cnn','cmlp')); n.add_argument('--preset', default='fast', choices=('fast','paper','tiny')); n.add_argument('--seed', type=int, default=0)
     b = sub.add_parser('bench', help='measure speed on this computer'); b.add_argument('--sweeps', action='store_true', help='also draw the whole character database and check every character (minutes)')
     h = sub.add_parser('cache', help='sizes of what is kept on this computer'); h.add_argument('--clear', action='store_true')
@@ -87,7 +100,7 @@ def main(
     o = _parser().parse_args(argv)
     if o.cmd=='transfer': return transfer(o.photos, o.to, o.primary, o.out, o.verbose)
     if o.cmd=='characters': return characters()
-    if o.cmd=='ced': return ced(o.n, o.seed, o.out)
+    if o.cmd=='ced': return ced(o.n, o.seed, o.out, o.size, o.table, o.characters)
     if o.cmd=='cache': return cache(o.clear)
     if o.cmd=='bench':
         from exprgen_nb.bench import bench, sweeps
