@@ -79,7 +79,7 @@ def cache(clear:bool=False)->int:
     if clear: shutil.rmtree(cfg.cache, ignore_errors=True); print('cache cleared')
     return 0
 
-# %% ../notebooks/49_cli.ipynb #055e0a7b
+# %% ../notebooks/49_cli.ipynb #b9f770bd
 def _parser():
     p = argparse.ArgumentParser('exprgen', description='A photo of a face in, the same expression on a 3D character out'); sub = p.add_subparsers(dest='cmd', required=True)
     t = sub.add_parser('transfer', help='photos to rig controls, pictures and GLB files'); t.add_argument('photos', nargs='+', metavar='PHOTO')
@@ -88,6 +88,8 @@ def _parser():
     sub.add_parser('characters', help='list the characters')
     c = sub.add_parser('ced', help='draw the character expression database'); c.add_argument('n', type=int, nargs='?', help='pictures (default: the edition of 55,767)'); c.add_argument('--seed', type=int, default=0)
     c.add_argument('--out', default='ced', metavar='DIR', help='folder for table and pictures (default: ced)'); c.add_argument('--size', type=int, default=256, help='px'); c.add_argument('--table', action='store_true', help='write the table alone'); c.add_argument('--characters', metavar='NAME,…', help='default: the six of the database')
+    f = sub.add_parser('faces', help='find, register and measure the faces of databases or folders of photos'); f.add_argument('sources', nargs='+', metavar='SOURCE', help='name under [sources], folder, zip or picture'); f.add_argument('--out', metavar='DIR', help='folder for the stores (default: the cache)')
+    f.add_argument('--size', type=int, default=256, metavar='N', help='px'); f.add_argument('--workers', type=int, metavar='N', help='processes (default: one a core)'); f.add_argument('--cluster', metavar='tcp://…', help='a dask scheduler'); f.add_argument('--fallback', choices=('crop',), help='register tight crops without landmarks by their usual place')
     n = sub.add_parser('train', help='train a network that ships'); n.add_argument('net', choices=('hcnn','rig_cnn','cmlp')); n.add_argument('--preset', default='fast', choices=('fast','paper','tiny')); n.add_argument('--seed', type=int, default=0)
     b = sub.add_parser('bench', help='measure speed on this computer'); b.add_argument('--sweeps', action='store_true', help='also draw the whole character database and check every character (minutes)')
     h = sub.add_parser('cache', help='sizes of what is kept on this computer'); h.add_argument('--clear', action='store_true')
@@ -101,6 +103,9 @@ def main(
     if o.cmd=='transfer': return transfer(o.photos, o.to, o.primary, o.out, o.verbose)
     if o.cmd=='characters': return characters()
     if o.cmd=='ced': return ced(o.n, o.seed, o.out, o.size, o.table, o.characters)
+    if o.cmd=='faces':
+        from exprgen_nb.preprocess import faces_command
+        return faces_command(o.sources, o.out, o.size, o.workers, cluster=o.cluster, fallback=o.fallback)
     if o.cmd=='cache': return cache(o.clear)
     if o.cmd=='bench':
         from exprgen_nb.bench import bench, sweeps

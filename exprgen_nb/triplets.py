@@ -114,7 +114,7 @@ def _read_edits(f):
         except ValueError: torn += bool(line.strip())
     return out,torn
 
-# %% ../notebooks/34_triplets.ipynb #ef1426e0
+# %% ../notebooks/34_triplets.ipynb #08d6d791
 @patch
 def _say(self:TripletTable, kind, i, **more):
     "Append one edit and wait until it is on disk"
@@ -125,9 +125,9 @@ def _say(self:TripletTable, kind, i, **more):
     self.edits.append(e); return e['id']
 
 @patch
-def accept(self:TripletTable, i:int)->str: # the edit's id
+def accept(self:TripletTable, i:int, whole=False)->str: # the edit's id; whole: all triplets of this face, but those left out
     "Triplet i is right"
-    return self._say('accept', i)
+    return self._say('accept', i, **(dict(whole=True) if whole else {}))
 @patch
 def reject(self:TripletTable, i:int)->str:
     "Triplet i is left out"
@@ -153,21 +153,25 @@ def undo(self:TripletTable)->str|None: # the id of the edit that no longer count
     mine = [e for e in self.live() if e['by']==self.by]
     if mine: self._say('undo', None, undoes=mine[-1]['id']); return mine[-1]['id']
 
-# %% ../notebooks/34_triplets.ipynb #c3d475f4
+# %% ../notebooks/34_triplets.ipynb #6e8f09ce
 @patch
-def triplets(self:TripletTable)->pd.DataFrame: # mined columns, with `state` ('mined', 'accept' or 'swap') and `by`; rows left out by a person are gone
+def triplets(self:TripletTable,
+    anchor:str|None=None, # id of a face; None: all
+)->pd.DataFrame: # mined columns, with `state` ('mined', 'accept' or 'swap') and `by`; rows left out by a person are gone
     "The triplets with all edits applied"
-    t = self.mined.copy(); t['state'],t['by'] = 'mined',''; drop = np.zeros(len(t), bool); lost = 0; at_anchor = self.anchors.get_indexer; row = lambda c: int(self.candidates.get_indexer([c])[0])
+    at_anchor = self.anchors.get_indexer; row = lambda c: int(self.candidates.get_indexer([c])[0]); t = (self.mined if anchor is None else self.mined[self.mined.anchor==at_anchor([anchor])[0]]).copy()
+    t['state'],t['by'] = 'mined',''; drop,none = np.zeros((2,len(t)), bool); lost = 0
     for e in self.live():
+        if anchor not in (None, e['anchor']): continue
         a = at_anchor([e['anchor']])[0]; here = (t.anchor==a).to_numpy(); one = here&(t.reason==e['reason']).to_numpy()
         if not one.any() or any(e.get(k) and row(e[k])<0 for k in ('positive','negative')): lost += 1; continue
-        if e['kind']=='none fits': drop |= here
+        if e['kind']=='none fits': none |= here
         elif e['kind']=='reject': drop |= one
         else:
-            drop &= ~one; which = here if e.get('positive') else one; t.loc[which,'state'],t.loc[which,'by'] = e['kind'],e['by']
+            drop &= ~one|bool(e.get('whole')); none &= ~here; which = here if e.get('positive') or e.get('whole') else one; t.loc[which,'state'],t.loc[which,'by'] = e['kind'],e['by']
             if e.get('positive'): t.loc[here,'positive'] = row(e['positive'])
             if e.get('negative'): t.loc[one,'negative'] = row(e['negative'])
-    t = t[~drop].reset_index(drop=True); t.attrs['lost'] = lost; return t
+    t = t[~(drop|none)].reset_index(drop=True); t.attrs['lost'] = lost; return t
 
 # %% ../notebooks/34_triplets.ipynb #b42c0820
 @patch
