@@ -159,7 +159,7 @@ def vertices(self:Rig,
     w, # (...,C) control values
 )->np.ndarray: # (...,V,3) float32
     "Pose the mesh: `neutral + sum_s weight_s * delta_s`"
-    k = self.shape_weights(w); lead = k.shape[:-1]; k = k.reshape(-1, k.shape[-1])
+    k = self.shape_weights(w); lead = k.shape[:-1]; k = k.reshape(int(np.prod(lead)), k.shape[-1])
     moved = self._move@k[0] if len(k)==1 else (self._move@np.ascontiguousarray(k.T)).T
     return (moved.reshape(-1, *self.mesh.verts.shape)+self.mesh.verts).reshape(*lead, *self.mesh.verts.shape)
 
