@@ -26,7 +26,7 @@ from .registration import register
 from .render import Camera, contact_sheet, render
 from .rig_cnn import load_rig_cnn
 
-# %% ../notebooks/40_transfer.ipynb #8e84f952
+# %% ../notebooks/40_transfer.ipynb #694d3693
 class NoFaceError(PictureError):
     "The photo can be read, but no face was found in it"
 
@@ -46,8 +46,8 @@ class Transfer:
     def pose(self): return self.face.pose # (3,) radians: pitch, yaw, roll; not part of the expression
     @cached_property
     def probs(self):
-        "Expression -> probability, from the HCNN; computed when first read"
-        t = time.perf_counter(); p = softmax(self.system.hcnn(self.registered[None])[0])
+        "Expression -> probability, from the HCNN's scores of the face and of its mirror image (as it was rated); computed when first read"
+        t = time.perf_counter(); x = self.registered[None]; p = softmax(sum(self.system.hcnn(np.ascontiguousarray(a))[0] for a in (x, x[:,:,::-1]))/2)
         self.ms['expression'] = (time.perf_counter()-t)*1e3
         return dict(zip(EXPRESSIONS, map(float, p)))
     @property
