@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['EDITION', 'SHARD', 'edition', 'save_table', 'picture', 'draw_ced', 'CedStore']
 
-# %% ../notebooks/25a_ced.ipynb #b5fa29eb
+# %% ../notebooks/25a_ced.ipynb #5ea544ca
 import hashlib, io, json, os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
@@ -59,7 +60,7 @@ def _rows(rows):
 def _jpeg(img):
     b = io.BytesIO(); Image.fromarray(img).save(b, 'JPEG', quality=95, subsampling=0); return b.getvalue()
 
-# %% ../notebooks/25a_ced.ipynb #dc921a64
+# %% ../notebooks/25a_ced.ipynb #ef8868a0
 SHARD = 512
 
 def _key(rows, size):
@@ -93,9 +94,11 @@ def draw_ced(
         from tqdm.auto import tqdm
         bar = tqdm(total=len(table), initial=len(table)-sum(min(SHARD,len(table)-a) for _,a in todo), unit='pictures')
     with ThreadPoolExecutor(workers or cores()) as pool:
-        for k,a in todo:
-            rows = table.iloc[a:a+SHARD]; images = list(pool.map(lambda r: _jpeg(_draw(*r, size)), _rows(rows)))
-            out = pa.table({'image':pa.array(images, pa.binary())}).replace_schema_metadata({'key':_key(rows, size)}); f = _shard(folder, k); tmp = f.with_suffix('.tmp')
+        def begin(k, a): rows = table.iloc[a:a+SHARD]; return k, rows, [pool.submit(lambda r: _jpeg(_draw(*r, size)), r) for r in _rows(rows)]
+        coming = iter(todo); ahead = [begin(*j) for j in islice(coming, 1)]
+        while ahead: # while a shard is written, the next one is drawn
+            k,rows,images = ahead.pop(); ahead = [begin(*j) for j in islice(coming, 1)]
+            out = pa.table({'image':pa.array([i.result() for i in images], pa.binary())}).replace_schema_metadata({'key':_key(rows, size)}); f = _shard(folder, k); tmp = f.with_suffix('.tmp')
             pq.write_table(out, tmp, compression='none', use_dictionary=False, write_statistics=False); os.replace(tmp, f)
             if bar: bar.update(len(rows))
     if bar: bar.close()
