@@ -174,7 +174,7 @@ def bench(
     print(bench_text(r)); print(path)
     return r
 
-# %% ../notebooks/91_bench.ipynb #b1cfd754
+# %% ../notebooks/91_bench.ipynb #41697821
 _DRAW = 'import sys; from exprgen_nb.ced import draw_ced, edition; draw_ced(edition(int(sys.argv[1])), sys.argv[2], int(sys.argv[3]), progress=False)'
 
 def _digest(folder):
@@ -228,7 +228,7 @@ def sweeps(
                     pictures_mb=mb(f for f in files if f.name!='table.parquet'), peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), sha256=_digest(d))
             elif part=='kills': r[part] = dict(pictures=n, size=size, killed_after_shards=killed_and_resumed(n, d, size, kills), sha256=_digest(d))
             else: r[part] = dict(tolerance=TOLERANCE, characters=check_characters(CHARACTERS, poses, workers=(os.cpu_count() or 1) if poses>100 else 1), seconds=round(clock()-tic,1))
+        if {'database','kills'}<=set(r): r['same_bits'] = r['database']['sha256']==r['kills']['sha256']
         path = save_run('sweeps', r, modules=('ced','checks','poses','render','rig'), folder=out)
-    if {'database','kills'}<=set(r): r['same_bits'] = r['database']['sha256']==r['kills']['sha256']
     print(json.dumps({k:v for k,v in r.items() if k!='faults'}, indent=1)); print(*(f'{n:<8}'+', '.join(f'{k} {v[k]:.2%}' for k in TOLERANCE) for n,v in r.get('faults',{}).get('characters',{}).items()), path, sep='\n')
     return r
