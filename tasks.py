@@ -18,7 +18,7 @@ STAMP = VENV/'exprgen-env.txt' # what the environment was built from
 NEED = (3,11)
 LIBS = {'GL':'libgl1', 'EGL':'libegl1', 'GLESv2':'libgles2'} # library -> Debian package; OpenCV and MediaPipe load them
 LIMIT = 600 # seconds that one notebook may take
-DRIVEN = ('92_browser','browser','rater','study_page') # notebooks that drive a browser
+DRIVEN = ('92_browser','browser','rater','study_page','triplet_bench') # notebooks that drive a browser
 PASSED, SKIPPED = 10, 11 # exit statuses of `_run_notebook`; everything else, 0 included, is a failure
 
 def say(*a): print(*a, flush=True)

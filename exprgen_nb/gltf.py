@@ -112,7 +112,7 @@ def _animation(rig, poses, fps, buf):
     moving = {n: [_plain(x) for x in w[:,c]] for c,n in enumerate(rig.names) if (w[:,c]!=rig.default[c]).any()}
     return dict(name=rig.name, samplers=[dict(input=t, output=out, interpolation='LINEAR')], channels=[dict(sampler=0, target=dict(node=0, path='weights'))], extras=dict(fps=fps, controls=moving))
 
-# %% ../notebooks/27_gltf.ipynb #7dfb1eb4
+# %% ../notebooks/27_gltf.ipynb #8d0ddc80
 def glb_bytes(
     rig,            # a `Rig` of `21_rig`
     w=None,         # (C,) control values the file opens with, or names and values as `rig.vector` reads them; None: the rig's default
@@ -120,17 +120,23 @@ def glb_bytes(
     fps:float=30,   # poses a second
     ao:float=.5,    # share of the ambient occlusion painted into the colours, 0..1
     normals:bool=True, # whether shapes turn the normals too; without, the file is some 40 % smaller and shades a little flatter
+    own:bool=True,  # whether the file also says, in `extras`, what only our reader understands: controls, their rules, landmarks
 )->bytes: # a GLB, glTF 2.0 in binary
     "A rig as one glTF file: named morph targets, opening with the expression `w`"
     w = rig.vector({} if w is None else w); prims,buf = _rest(rig, ao, normals); shapes = [s.name for s in rig.shapes]
     about = [dict(name=c.name, lo=_plain(c.lo), hi=_plain(c.hi), default=_plain(c.default), side=c.side, region=c.region, about=c.about) for c in rig.controls]
     g = dict(asset=dict(version='2.0', generator='exprgen_nb'), extensionsUsed=['KHR_materials_specular'], scene=0, scenes=[dict(name=rig.name, nodes=[0])],
              nodes=[dict(name=rig.name, mesh=0, extras=dict(controls={n: _plain(x) for n,x in zip(rig.names, w)}))],
-             meshes=[dict(name=rig.name, primitives=prims, weights=rig.shape_weights(w).astype(float).round(7).tolist(), extras=dict(targetNames=shapes, controls=about))],
+             meshes=[dict(name=rig.name, primitives=prims, weights=rig.shape_weights(w).astype(float).round(7).tolist(), extras=dict(targetNames=shapes, **(dict(controls=about, exprgen=_rules(rig)) if own else {})))],
              materials=[_material(rig.mesh, p) for p in rig.mesh.parts])
     if not shapes: del g['meshes'][0]['weights']
     if poses is not None: g['animations'] = [_animation(rig, poses, fps, buf)]
     return _pack(g, buf)
+
+def _rules(rig):
+    "What `27b_read_gltf` needs to have the same rig again: which control calls for which shape, mirror images, landmarks"
+    out = dict(shapes=[[s.control, s.sign, s.start, s.peak, s.stop, s.other, s.other_sign] for s in rig.shapes], partner=rig.partner.tolist(), flip=rig.flip.tolist(), about=rig.about, version=rig.version)
+    return out|({} if rig.lmk_ids is None else dict(landmarks=dict(ids=rig.lmk_ids.tolist(), weights=[[_plain(x) for x in r] for r in rig.lmk_weights])))
 
 def _pack(g, buf):
     "Header and buffer into GLB bytes: 12 bytes, then the JSON chunk, then the binary chunk"
@@ -140,7 +146,7 @@ def _pack(g, buf):
     js = json.dumps(g, separators=(',',':'), ensure_ascii=False, allow_nan=False).encode(); js += b' '*(-len(js)%4)
     return b''.join([struct.pack('<4sII', b'glTF', 2, 28+len(js)+at), struct.pack('<I4s', len(js), b'JSON'), js, struct.pack('<I4s', at, b'BIN\0'), *buf.data.values()])
 
-# %% ../notebooks/27_gltf.ipynb #d1f27061
+# %% ../notebooks/27_gltf.ipynb #9fbea3b1
 def write_gltf(
     rig,            # a `Rig` of `21_rig`
     path:str|Path,  # file to write, ending in .glb; an older one is replaced
@@ -149,12 +155,13 @@ def write_gltf(
     fps:float=30,   # poses a second
     ao:float=.5,    # share of the ambient occlusion painted into the colours, 0..1
     normals:bool=True, # whether shapes turn the normals too; without, the file is some 40 % smaller and shades a little flatter
+    own:bool=True,  # whether the file also says, in `extras`, what only our reader understands: controls, their rules, landmarks
 )->Path: # the file written
     "Write a rig, an expression on it, as one GLB"
     path = Path(path)
     if path.suffix.lower()!='.glb': raise ValueError(f'{path}: give a name ending in .glb; we write one binary file, not .gltf with its satellites')
     if not path.parent.is_dir(): raise FileNotFoundError(f'{path}: the folder {path.parent} does not exist; make it first')
-    data = glb_bytes(rig, w, poses, fps, ao, normals); tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    data = glb_bytes(rig, w, poses, fps, ao, normals, own); tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try: tmp.write_bytes(data); os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     return path
