@@ -1571,6 +1571,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'exprgen_nb/triplet_bench.py'),
                                           'exprgen_nb.triplet_bench._card': ('triplet_bench.html#_card', 'exprgen_nb/triplet_bench.py'),
                                           'exprgen_nb.triplet_bench._draw': ('triplet_bench.html#_draw', 'exprgen_nb/triplet_bench.py'),
+                                          'exprgen_nb.triplet_bench._keys': ('triplet_bench.html#_keys', 'exprgen_nb/triplet_bench.py'),
                                           'exprgen_nb.triplet_bench.anchors_of': ( 'triplet_bench.html#anchors_of',
                                                                                    'exprgen_nb/triplet_bench.py'),
                                           'exprgen_nb.triplet_bench.bench_triplets': ( 'triplet_bench.html#bench_triplets',

@@ -70,13 +70,13 @@ def batch_loss(
     inf = torch.finfo(Y.dtype).max; worst = Y.masked_fill(~match, -inf).max(1).values; near = Y.masked_fill(~wrong, inf).min(1).values; ok,ko = match.any(1),wrong.any(1)
     return (1-hard)*own+hard*((hinge(worst, -1)*ok).sum()/ok.sum().clamp(min=1)+(hinge(near, 1)*ko).sum()/ko.sum().clamp(min=1))
 
-# %% ../notebooks/35_fcnn.ipynb #146641ff
+# %% ../notebooks/35_fcnn.ipynb #c944a173
 PRESETS = dict(fast=dict(steps=3000, batch=256, lr=3e-3, decay=5e-4, optimiser='adamw'), paper=dict(steps=20000, batch=50, lr=1e-4, decay=5e-4, optimiser='sgd'), tiny=dict(steps=400, batch=64, lr=5e-3, decay=5e-4, optimiser='adamw'))
 
 class _Batch(nn.Module):
     "Rows of a triplet table -> loss; faces and what is known of them lie in buffers"
     def __init__(self, net, t, h, c, label, geo, hard, boost):
-        super().__init__(); self.net,self.hard = net,hard; put = lambda k,x,d: self.register_buffer(k, torch.as_tensor(np.ascontiguousarray(x)).to(d), persistent=False)
+        super().__init__(); self.net,self.hard = net,hard; put = lambda k,x,d: self.register_buffer(k, torch.as_tensor(np.array(x)).to(d), persistent=False)
         self.pictures = np.ndim(h)==4; kind = torch.uint8 if self.pictures else torch.float32; put('h', h, kind); put('c', c, kind)
         for k in ('anchor','positive','negative'): put(k, t[k].to_numpy(np.int64), torch.int64)
         self.known = label is not None
@@ -95,7 +95,7 @@ class _Batch(nn.Module):
         Y = self.net.y(h[:,None].expand(-1,2*B,-1), c[None].expand(B,-1,-1)); match = wrong = None
         if self.known:
             pn = torch.cat([p,n]); same = self.lh[a][:,None]==self.lc[pn][None]; d = torch.cdist(self.gh[a], self.gc[pn])
-            i = torch.arange(B, device=rows.device); match = same&(d<=self.near); wrong = ~same|(d>=self.far); match[i,i] = True; wrong[i,i] = False; wrong[i,B+i] = True; match[i,B+i] = False
+            i = torch.arange(B, device=rows.device); match = same&(d<=self.near); wrong = ~same|(d>=self.far); own = pn[None]==p[:,None]; match |= own; wrong[i,B+i] = True; match[i,B+i] = False; wrong &= ~own # an anchor drawn twice
         return batch_loss(Y, match, wrong, self.hard)+(self.edits() if len(self.ea) and not self.pictures else 0)
     def edits(self, most=20, k=15):
         "Edited positives against the best-scoring other pictures of the database; copies of the chosen pool excepted"
@@ -133,7 +133,7 @@ def train_fcnn(
     model = _Batch(net, triplets, h, c, label, geo, hard, boost); w = np.where(triplets.state!='mined', boost, 1.) if 'state' in triplets else np.ones(len(triplets)); rng = np.random.default_rng(seed)
     rows = rng.choice(len(triplets), steps*p['batch'], p=w/w.sum()); losses = []
     class Told(Callback):
-        def after_batch(self): losses.append(float(self.learn.loss)); on_step and on_step(len(losses), losses[-1])
+        def after_batch(self): losses.append(float(self.learn.loss.detach())); on_step and on_step(len(losses), losses[-1])
     dl = DataLoader([(int(r),0) for r in rows], bs=p['batch'], shuffle=False, num_workers=0, device=torch.device(device))
     learn = Learner(DataLoaders(dl, dl.new([]), device=torch.device(device)), model.to(device), loss_func=lambda loss,_: loss, opt_func=Adam if p['optimiser']=='adamw' else SGD, wd=p['decay'], cbs=[Told()], train_bn=False)
     with learn.no_logging(), (learn.no_bar() if not progress else learn.added_cbs([])):

@@ -496,7 +496,11 @@ _STYLE = '''
 .exprgen-bench-moved { display:flex; flex-wrap:wrap; gap:6px; } .exprgen-bench button.exprgen-bench-move { position:relative; display:flex; gap:2px; padding:2px; } .exprgen-bench-move .exprgen-bench-thumb { width:42px; } .exprgen-bench button.exprgen-bench-edited { background:#dfe8f4; border-color:#9db6d6; } .exprgen-bench-yes, .exprgen-bench-no { position:absolute; right:4px; bottom:3px; width:16px; line-height:16px; border-radius:50%; font-size:11px; font-weight:700; color:#fff; background:#2b7d45; z-index:1; } .exprgen-bench-move .exprgen-bench-no { background:#b23a1e; }
 '''
 
-# %% ../notebooks/52_triplet_bench.ipynb #e6c2c019
+# %% ../notebooks/52_triplet_bench.ipynb #f391d11b
+def _keys(page):
+    "Pictures that a page shows, without those of the list of changes"
+    return list(dict.fromkeys([page['anchor']['key'],page['look']['key'],*(c['key'] for k in ('strip','offers','fcnn','negatives') for c in page[k] if 'key' in c)]))
+
 class Panel(AnyWidget):
     "The bench as a page"
     _esm, _css = _JS, _STYLE
@@ -504,7 +508,12 @@ class Panel(AnyWidget):
     def __init__(self, bench:Bench):
         self.bench = bench; super().__init__(page=bench.page); bench.observe(self._show, 'page'); self.on_msg(self._heard)
         self.picture = lru_cache(maxsize=20000)(self._jpeg)
-    def _show(self, change): self.page = change.new
+        self._told = set(_keys(bench.page))
+    def _show(self, change):
+        "New pictures go ahead of the page that shows them; a view that still lacks some asks"
+        new = [k for k in _keys(change.new) if k not in self._told]; self._told.update(new)
+        if new: self.send(dict(pictures=new), [self.picture(k) for k in new])
+        self.page = change.new
     def _jpeg(self, key):
         "A picture by its key: h and a row of people, c and a row of characters"
         img = (self.bench.people if key[0]=='h' else self.bench.chars).pictures(int(key[1:])); im = Image.fromarray(np.asarray(img)); f = io.BytesIO()
