@@ -142,7 +142,7 @@ def paper_fold(
         return {**scores_on(net, s.where(f==fold), (time.time()-tic)/3600), 'history':h}
     return _kept(f'paper-{fold}-{start}-{seed}', make)
 
-# %% ../notebooks/39a_train_scnn.ipynb #b4d03846
+# %% ../notebooks/39a_train_scnn.ipynb #90db3fde
 _LICENCE = 'Apache-2.0; trained on pictures of our own characters, started from the HCNN, which was trained on photos (see its card)'
 
 def train_shipped_scnn(
@@ -152,11 +152,11 @@ def train_shipped_scnn(
     "Train on the six database characters and save weights and card"
     r = SHIPPED if recipe=='fast' else RECIPES[recipe] if isinstance(recipe, str) else recipe; tic = time.time()
     size = r.fit.stages[-1][0]; px = max(size, 64); s = training_faces(None, px, r.augment=='strong'); v = scnn_faces(70, 300, size=px); s = Faces(pd.concat([s.table.assign(split='train'), v.table.assign(split='validation')], ignore_index=True), np.concatenate([s.faces, v.faces]))
-    net,history = train_scnn(s, r, folder=Path(cfg.cache)/'training'/f'scnn-{hashlib.sha256(repr((r, load_hcnn().card["sha256"])).encode()).hexdigest()[:8]}-{seed}', resume=True, seed=seed, progress=False)
+    start = load_hcnn(); net,history = train_scnn(s, r, start, folder=Path(cfg.cache)/'training'/f'scnn-{hashlib.sha256(repr((r, start.card["sha256"])).encode()).hexdigest()[:8]}-{seed}', resume=True, seed=seed, progress=False)
     net.card = dict(size=size); z = scores_of(net, v.faces); T = temperature(z, shares(v.table))
     ok = clear(v.table); right = (z.argmax(1)==shares(v.table).argmax(1))[ok]
     card = dict(kind='scnn', build={}, size=size, registration='similarity', preprocessing='registered picture, RGB in [0,1]; grey and standardised inside the network', classes=list(EXPRESSIONS), temperature=T,
-        data=f'{len(s)-len(v)} pictures of {", ".join(DATABASE_CHARACTERS)}, {STRANGE["each"]*6 if r.augment=="strong" else 0} of them on heads made from theirs', hcnn=load_hcnn().card['sha256'], recipe=asdict(r), seed=seed, hours=round((time.time()-tic)/3600, 2),
+        data=f'{len(s)-len(v)} pictures of {", ".join(DATABASE_CHARACTERS)}, {STRANGE["each"]*6 if r.augment=="strong" else 0} of them on heads made from theirs', hcnn=start.card['sha256'], recipe=asdict(r), seed=seed, hours=round((time.time()-tic)/3600, 2),
         versions={n:character(n).version for n in DATABASE_CHARACTERS}, validation=dict(n=int(ok.sum()), accuracy=float(right.mean()), history=history), licence=_LICENCE)
     save_model(net, Path(cfg.weights)/'scnn.safetensors', card)
     return load_scnn().card
