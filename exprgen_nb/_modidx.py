@@ -1205,7 +1205,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'exprgen_nb.scnn.character_face': ('scnn.html#character_face', 'exprgen_nb/scnn.py'),
                                  'exprgen_nb.scnn.draw_faces': ('scnn.html#draw_faces', 'exprgen_nb/scnn.py'),
                                  'exprgen_nb.scnn.embed': ('scnn.html#embed', 'exprgen_nb/scnn.py'),
-                                 'exprgen_nb.scnn.face_points': ('scnn.html#face_points', 'exprgen_nb/scnn.py'),
                                  'exprgen_nb.scnn.join_faces': ('scnn.html#join_faces', 'exprgen_nb/scnn.py'),
                                  'exprgen_nb.scnn.load_scnn': ('scnn.html#load_scnn', 'exprgen_nb/scnn.py'),
                                  'exprgen_nb.scnn.perceptual_features': ('scnn.html#perceptual_features', 'exprgen_nb/scnn.py'),

@@ -261,12 +261,12 @@ def run(self:Lab,
 @patch
 def kernel_exec(self:Lab,
     code:str, # Python
-)->str:       # what it printed
+)->str:       # what it printed; warnings (stderr) are left out
     "Run code in the notebook's kernel, after all that it was asked before; an error there is one here"
     self.wait('!exprgen.asked.size')
     r = self.lab('''let text = '', error = ''
         const f = kernel().requestExecute({code:arg, store_history:false})
-        f.onIOPub = m => { if (m.header.msg_type==='stream') text += m.content.text; if (m.header.msg_type==='error') error = m.content.ename+': '+m.content.evalue }
+        f.onIOPub = m => { if (m.header.msg_type==='stream' && m.content.name==='stdout') text += m.content.text; if (m.header.msg_type==='error') error = m.content.ename+': '+m.content.evalue }
         await f.done; return [text, error]''', code)
     if r[1]: raise RuntimeError(r[1])
     return r[0]

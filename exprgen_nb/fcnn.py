@@ -35,7 +35,7 @@ class FCNN(nn.Module):
     def score(self, h, c): return -self.y(h, c) # (B,) similarity
     def standardise(self, h, c):
         "Take means and spreads from pools of training faces"
-        for k,x in (('h',h),('c',c)): x = torch.as_tensor(x, dtype=torch.float32); getattr(self, f'mean_{k}').copy_(x.mean(0)); getattr(self, f'sd_{k}').copy_(x.std(0)+1e-3)
+        for k,x in (('h',h),('c',c)): x = torch.tensor(np.asarray(x), dtype=torch.float32); getattr(self, f'mean_{k}').copy_(x.mean(0)); getattr(self, f'sd_{k}').copy_(x.std(0)+1e-3)
         return self
     def against(self,
         h:torch.Tensor, # (n,64)
@@ -151,7 +151,7 @@ def rate_fcnn(
 )->dict: # test_auc: macro over expressions; kinds; expressions; n
     "Area under the ROC curve of similarity on triplets"
     from sklearn.metrics import roc_auc_score
-    h,c = (torch.as_tensor(np.asarray(x, np.float32)) for x in (h,c)); t = triplets; s = lambda k: np.concatenate([net.score(h[a],c[b]).numpy() for a,b in zip(np.array_split(t.anchor.to_numpy(), len(t)//50000+1), np.array_split(t[k].to_numpy(), len(t)//50000+1))])
+    h,c = (torch.tensor(x, dtype=torch.float32) for x in (h,c)); t = triplets; s = lambda k: np.concatenate([net.score(h[a],c[b]).numpy() for a,b in zip(np.array_split(t.anchor.to_numpy(), len(t)//50000+1), np.array_split(t[k].to_numpy(), len(t)//50000+1))])
     pos,neg = s('positive'),s('negative'); auc = lambda k: float(roc_auc_score(np.r_[np.ones(k.sum()), np.zeros(k.sum())], np.r_[pos[k],neg[k]])); e = np.asarray(label)[t.anchor]
     by = {x:auc(e==x) for x in EXPRESSIONS if (e==x).any()}
     return dict(test_auc=float(np.mean(list(by.values()))), kinds={r:auc((t.reason==r).to_numpy()) for r in REASONS}, expressions=by, n=len(t))
@@ -165,7 +165,7 @@ def retrieve(
     k:int=10,
 )->tuple: # (n,k) rows, best first, and (n,k) similarity
     "The character pictures most like each person"
-    h,c = (torch.as_tensor(np.atleast_2d(np.asarray(x, np.float32))) for x in (h,c)); top = [net.against(x[None], c)[0].topk(min(k, len(c))) for x in h]
+    h,c = (torch.atleast_2d(torch.tensor(x, dtype=torch.float32)) for x in (h,c)); top = [net.against(x[None], c)[0].topk(min(k, len(c))) for x in h]
     return np.stack([t.indices.numpy() for t in top]), np.stack([t.values.numpy() for t in top])
 
 def retrieval_quality(

@@ -376,7 +376,8 @@ def _front(self:Head, x, y, lip=0):
     "The foremost skin at (x, y), on one lip if asked: three vertices, their weights"
     P = self.P; skin = next(p for p in self.parts if p.name=='skin'); o = skin.verts[0]; F = self.faces[slice(*skin.faces)]-o
     f = F[(self.label[F]==lip).all(1)] if lip else F
-    a, b, c = (P[f[:,k],:2] for k in range(3)); area = (b[:,0]-a[:,0])*(c[:,1]-a[:,1])-(b[:,1]-a[:,1])*(c[:,0]-a[:,0]); area[np.abs(area)<1e-12] = 1e-12
+    a, b, c = (P[f[:,k],:2] for k in range(3)); area = (b[:,0]-a[:,0])*(c[:,1]-a[:,1])-(b[:,1]-a[:,1])*(c[:,0]-a[:,0])
+    f,a,b,c,area = (v[np.abs(area)>1e-9] for v in (f,a,b,c,area)) # no triangle seen edge on
     w1 = ((x-a[:,0])*(c[:,1]-a[:,1])-(y-a[:,1])*(c[:,0]-a[:,0]))/area; w2 = ((b[:,0]-a[:,0])*(y-a[:,1])-(b[:,1]-a[:,1])*(x-a[:,0]))/area
     w = np.stack([1-w1-w2, w1, w2], 1); inside = np.flatnonzero((w>-1e-6).all(1)); k = inside[np.argmax((w*P[f,2])[inside].sum(1))]
     return f[k]+o, w[k].clip(0, 1)/w[k].clip(0, 1).sum()

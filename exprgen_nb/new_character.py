@@ -120,10 +120,10 @@ def perceive(
     "What the SCNN sees in the poses"
     from concurrent.futures import ThreadPoolExecutor
     from exprgen_nb.render import cores
-    from exprgen_nb.scnn import face_points, load_scnn, perceptual_features
+    from exprgen_nb.scnn import load_scnn, perceptual_features
     net = net or load_scnn()
     def draw(w):
-        l = face_points(rig, w)
+        l = rig.landmarks(w)
         return register(render(rig, w, 128, backend='numba'), CAMERA.project(l, 128), 64, 'similarity').img
     draw(W[0])
     with ThreadPoolExecutor(cores()) as pool: return perceptual_features(net, np.stack(list(pool.map(draw, W))))

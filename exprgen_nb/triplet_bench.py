@@ -70,12 +70,12 @@ def _draw(n, m, seed, size):
     from exprgen_nb.hcnn import load_hcnn, predict_expression
     from exprgen_nb.humans import Humans
     from exprgen_nb.poses import ced
-    from exprgen_nb.scnn import character_face, draw_faces, embed, face_points, load_scnn, perceptual_features
+    from exprgen_nb.scnn import character_face, draw_faces, embed, load_scnn, perceptual_features
     from exprgen_nb.registration import fit_face, transform_points
     P = Humans(seed, max(1, n//3)).sample(n, size, actions=0.); each = [m//6+(i<m%6) for i in range(6)]; t = ced(tuple(each), seed); C = draw_faces(t, size); lmk,geo = [],np.zeros((m,9), np.float32)
     for k,row in enumerate(t.itertuples(index=False)):
         rig = character(row.character); w = t.iloc[k][list(rig.names)].to_numpy(np.float32); cam = Camera(yaw=float(row.yaw), pitch=float(row.pitch)); raw = cam.project(rig.landmarks(w), 2*size)
-        lmk.append(transform_points(fit_face(cam.project(face_points(rig, w), 2*size), size, 'similarity'), raw)/size); geo[k] = geo_features(raw)
+        lmk.append(transform_points(fit_face(cam.project(rig.landmarks(w), 2*size), size, 'similarity'), raw)/size); geo[k] = geo_features(raw)
     for name in DATABASE_CHARACTERS:
         rig = character(name); own = (t.character==name).to_numpy(); rest = geo_features(Camera().project(rig.landmarks(rig.default), 256)); ref = Reference.fit(geo[own], rest); geo[own] = (geo[own]-ref.neutral)/ref.scale
     ref = Reference.fit(P.geo, P.geo[(P.table.expression=='neutral').to_numpy()]); h,s = load_hcnn(),load_scnn(); names = [list(character(x).names) for x in t.character]
@@ -154,7 +154,7 @@ def similarity(self:Bench, a:int)->np.ndarray: # (M,)
     "What the f-CNN says of a face and every picture"
     if a not in self._sim:
         import torch
-        with torch.inference_mode(): self._sim[a] = self.net.against(torch.as_tensor(self.people.pool[a:a+1]), torch.as_tensor(self.chars.pool))[0].numpy()
+        with torch.inference_mode(): self._sim[a] = self.net.against(torch.tensor(self.people.pool[a:a+1]), torch.tensor(self.chars.pool))[0].numpy()
     return self._sim[a]
 
 @patch
