@@ -201,22 +201,24 @@ def killed_and_resumed(
     draw_ced(edition(n), folder, size, progress=False)
     return done
 
-SWEEPS = ('database','kills','faults')
+SWEEPS = ('database','kills','faults','networks')
 
 def sweeps(
     out=None, # folder for `sweeps.json`; None: `cfg.runs`
     pictures:int|None=None, # rows of the database; None: the edition's 55,767
     poses:int=5000, # poses of each character
     size:int=256, # px
+    net_size:int=128, # px, at which fastai's loop is timed
     kills:int=2, # how often the second drawing is killed
     parts=SWEEPS # which measurements; the others keep what the file says
 )->dict: # what was saved
-    "Draw the database, draw it with kills, and look for faults; print and save"
+    "Draw the database, draw it with kills, look for faults, time the networks and their training loop; print and save"
     import resource
     from exprgen_nb.blocks import load_run
     from exprgen_nb.ced import EDITION, draw_ced, edition
     from exprgen_nb.characters import CHARACTERS, DATABASE_CHARACTERS
     from exprgen_nb.checks import TOLERANCE, check_characters
+    from exprgen_nb.training import loader_speed, network_speed
     n = pictures or EDITION; r = {k:v for k,v in load_run('sweeps', out).items() if k in SWEEPS}; clock = time.perf_counter; mb = lambda fs: round(sum(f.stat().st_size for f in fs)/1e6, 1)
     for part in parts:
         if part not in SWEEPS: raise ValueError(f'{part!r} is none of {SWEEPS}')
@@ -227,8 +229,9 @@ def sweeps(
                 r[part] = dict(pictures=n, characters=list(DATABASE_CHARACTERS), size=size, workers=os.cpu_count(), seconds=round(took,1), seconds_table=round(made,1), pictures_per_second=round(n/took,1), table_mb=mb(f for f in files if f.name=='table.parquet'),
                     pictures_mb=mb(f for f in files if f.name!='table.parquet'), peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), sha256=_digest(d))
             elif part=='kills': r[part] = dict(pictures=n, size=size, killed_after_shards=killed_and_resumed(n, d, size, kills), sha256=_digest(d))
+            elif part=='networks': r[part] = dict(loop=loader_speed(net_size), network=network_speed((2*net_size, net_size)))
             else: r[part] = dict(tolerance=TOLERANCE, characters=check_characters(CHARACTERS, poses, workers=(os.cpu_count() or 1) if poses>100 else 1), seconds=round(clock()-tic,1))
         if {'database','kills'}<=set(r): r['same_bits'] = r['database']['sha256']==r['kills']['sha256']
-        path = save_run('sweeps', r, modules=('ced','checks','poses','render','rig'), folder=out)
+        path = save_run('sweeps', r, modules=('ced','checks','hcnn','loaders','poses','render','rig','training'), folder=out)
     print(json.dumps({k:v for k,v in r.items() if k!='faults'}, indent=1)); print(*(f'{n:<8}'+', '.join(f'{k} {v[k]:.2%}' for k in TOLERANCE) for n,v in r.get('faults',{}).get('characters',{}).items()), path, sep='\n')
     return r

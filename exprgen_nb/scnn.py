@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STRANGER_VERSION', 'RECIPES', 'scnn', 'character_face', 'stranger', 'Faces', 'draw_faces', 'join_faces', 'augment',
            'FaceBatches', 'Recipe', 'shares', 'train_scnn', 'tune_character', 'load_scnn', 'embed', 'scores_of',
-           'perceptual_features']
+           'perceptual_features', 'adapt_norm']
 
-# %% ../notebooks/33_scnn.ipynb #0134f61a
+# %% ../notebooks/33_scnn.ipynb #a1591fc3
 import random
+from copy import deepcopy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -312,3 +313,16 @@ def perceptual_features(
     z = np.asarray(scores_of(net, faces) if scores is None else scores, np.float64)
     z = z/getattr(net,'card',{}).get('temperature', 1.); z = np.exp(z-z.max(-1, keepdims=True))
     return (z/z.sum(-1, keepdims=True)).astype(np.float32)
+
+# %% ../notebooks/33_scnn.ipynb #09f0f00d
+@torch.no_grad()
+def adapt_norm(
+    net:FaceNet, # an SCNN
+    faces:np.ndarray # (N,S,S,3) uint8 registered pictures of one character in many expressions, 50 and more
+)->FaceNet: # a copy; no weight is changed
+    "Batch normalisation with the statistics of these pictures"
+    if len(faces)<50: raise ValueError(f'{len(faces)} pictures say too little about a character; 50 and more are needed, in all expressions')
+    out = deepcopy(net); norms = [m for m in out.modules() if isinstance(m, nn.BatchNorm2d)]; size = getattr(net,'card',{}).get('size') or faces.shape[1]
+    for m in norms: m.momentum = None; m.reset_running_stats(); m.train() # momentum None: the plain mean over all batches
+    for b in np.array_split(np.asarray(faces), -(-len(faces)//128)): out.embed(F.interpolate(to_input(b), (size,size), mode='area'))
+    return out.eval()
