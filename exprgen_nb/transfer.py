@@ -7,7 +7,7 @@ __all__ = ['NoFaceError', 'Transfer', 'ExprGen']
 
 # %% ../notebooks/40_transfer.ipynb #f4b3a192
 import io, json, os, time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.special import softmax
 from .characters import CHARACTERS, character, own_characters
 from .cmlp import Chain, load_cmlps, secondaries
 from .core import EXPRESSIONS, cfg
+from .dials import Dials, geometric_answer, turn_dials
 from .engine import Engine
 from .gltf import write_gltf
 from .hcnn import load_hcnn
@@ -58,6 +59,13 @@ class Transfer:
         "A character's controls as a vector"
         if name not in self.controls: raise KeyError(f'no controls for {name!r}; this transfer has {list(self.controls)}')
         return character(name).vector(self.controls[name])
+    def turned(self,
+        dials:Dials, # see `37a_dials`
+        names=None # characters; None: all
+    )->'Transfer':
+        "The same face with every character's controls changed by the dials"
+        one = lambda n: turn_dials(character(n), self.vector(n), dials, geometric_answer(n, self.face.lmk) if dials.blend else None)
+        return replace(self, controls={n:dict(zip(character(n).names, map(float, one(n)))) if names is None or n in names else c for n,c in self.controls.items()}, ms=dict(self.ms))
     def render(self,
         name:str|None=None, # character; None: the primary
         size:int=512, # px
