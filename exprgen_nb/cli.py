@@ -44,7 +44,7 @@ def transfer(
     if failed: print(f'{failed} of {len(photos)} photos failed', file=sys.stderr)
     return int(failed>0)
 
-# %% ../notebooks/49_cli.ipynb #333fb10b
+# %% ../notebooks/49_cli.ipynb #92c4da70
 def characters()->int:
     "List the characters that are installed, and your own"
     from exprgen_nb.characters import CHARACTERS, character, own_characters
@@ -90,9 +90,15 @@ def train(net:str, preset:str='fast', seed:int=0)->int:
     elif net=='fcnn':
         from exprgen_nb.train_fcnn import train_shipped_fcnn
         train_shipped_fcnn(preset, seed)
+    elif net=='hcnn':
+        from exprgen_nb.training import train_shipped_hcnn
+        train_shipped_hcnn(preset, seed)
+    elif net=='rig_cnn':
+        from exprgen_nb.train_rig import train_shipped_rig_cnn
+        train_shipped_rig_cnn(preset=preset, seed=seed)
     else:
-        from exprgen_nb import training
-        training.train(net, preset, seed)
+        from exprgen_nb.train_rig import train_shipped_cmlps
+        for primary in ('nilo','ama'): train_shipped_cmlps(primary, preset, seed)
     return 0
 
 def cache(clear:bool=False)->int:

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['PRESETS', 'FCNN', 'hinge', 'batch_loss', 'train_fcnn', 'rate_fcnn', 'retrieve', 'retrieval_quality', 'load_fcnn']
 
-# %% ../notebooks/35_fcnn.ipynb #7e63f430
+# %% ../notebooks/35_fcnn.ipynb #27eac40b
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import nn
 from .blocks import WIDTH, FaceNet, load_model, run_batches
 from .core import EXPRESSIONS, cfg, set_seed
-from .triplets import REASONS
+from .triplets import REASONS, limits
 
-# %% ../notebooks/35_fcnn.ipynb #7e8a6024
+# %% ../notebooks/35_fcnn.ipynb #135e0531
 class FCNN(nn.Module):
     "The fused network: a score for a person's and a character's face (paper §4.1)"
     def __init__(self,
@@ -37,6 +37,9 @@ class FCNN(nn.Module):
         "Take means and spreads from pools of training faces"
         for k,x in (('h',h),('c',c)): x = torch.tensor(np.asarray(x), dtype=torch.float32); getattr(self, f'mean_{k}').copy_(x.mean(0)); getattr(self, f'sd_{k}').copy_(x.std(0)+1e-3)
         return self
+    def layers(self):
+        "The two layers alone, for pools that are known already"
+        out = FCNN(hidden=self.first.out_features); out.load_state_dict({k:v for k,v in self.state_dict().items() if k.split('.')[0] not in ('people','characters')}); return out.eval()
     def against(self,
         h:torch.Tensor, # (n,64)
         c:torch.Tensor, # (M,64)
@@ -53,50 +56,62 @@ def hinge(
     "The hinge of equation (1)"
     return (1-l*y).clamp(min=0)
 
-# %% ../notebooks/35_fcnn.ipynb #0c942f04
-def _limits(t):
-    "Distances up to which a pair of one label matches, and from which it does not"
-    g = t[t.reason=='geometry']; return float(g.d_positive.quantile(.75)), float(g.d_negative.quantile(.25))
-
+# %% ../notebooks/35_fcnn.ipynb #49e68c83
 def batch_loss(
     Y:torch.Tensor, # (B,2B) y of every anchor with every positive and every negative of the batch
     match:torch.Tensor|None=None, # (B,2B) bool; None: only the triplets themselves
     wrong:torch.Tensor|None=None, # (B,2B) bool
     hard:float=.5, # share of the hardest pairs in the loss
+    every:float=0., # share of all judged pairs, beside the rest (ours)
 )->torch.Tensor: # scalar
     "Equation (1) over the triplets of a batch and over its hardest pairs"
     i = torch.arange(len(Y), device=Y.device); own = hinge(Y[i,i], -1).mean()+hinge(Y[i,len(Y)+i], 1).mean()
-    if match is None or not hard: return own
+    if match is None or not hard+every: return own
+    if every: return (1-every)*batch_loss(Y, match, wrong, hard)+every*((hinge(Y, -1)*match).sum()/match.sum().clamp(min=1)+(hinge(Y, 1)*wrong).sum()/wrong.sum().clamp(min=1))
     inf = torch.finfo(Y.dtype).max; worst = Y.masked_fill(~match, -inf).max(1).values; near = Y.masked_fill(~wrong, inf).min(1).values; ok,ko = match.any(1),wrong.any(1)
     return (1-hard)*own+hard*((hinge(worst, -1)*ok).sum()/ok.sum().clamp(min=1)+(hinge(near, 1)*ko).sum()/ko.sum().clamp(min=1))
 
-# %% ../notebooks/35_fcnn.ipynb #c944a173
-PRESETS = dict(fast=dict(steps=3000, batch=256, lr=3e-3, decay=5e-4, optimiser='adamw'), paper=dict(steps=20000, batch=50, lr=1e-4, decay=5e-4, optimiser='sgd'), tiny=dict(steps=400, batch=64, lr=5e-3, decay=5e-4, optimiser='adamw'))
+# %% ../notebooks/35_fcnn.ipynb #86727dc9
+PRESETS = dict(fast=dict(steps=3000, batch=256, lr=3e-3, decay=5e-4, optimiser='adamw'), paper=dict(steps=20000, batch=50, lr=1e-4, decay=5e-4, optimiser='sgd'), tiny=dict(steps=400, batch=64, lr=5e-3, decay=5e-4, optimiser='adamw'),
+    end=dict(steps=1200, batch=64, lr=1.5e-3, decay=.01, optimiser='adamw')) # from pictures, ours
+
+def _half():
+    from exprgen_nb.hcnn import best_device, has_bf16
+    return has_bf16(best_device())
 
 class _Batch(nn.Module):
     "Rows of a triplet table -> loss; faces and what is known of them lie in buffers"
-    def __init__(self, net, t, h, c, label, geo, hard, boost):
-        super().__init__(); self.net,self.hard = net,hard; put = lambda k,x,d: self.register_buffer(k, torch.as_tensor(np.array(x)).to(d), persistent=False)
-        self.pictures = np.ndim(h)==4; kind = torch.uint8 if self.pictures else torch.float32; put('h', h, kind); put('c', c, kind)
+    def __init__(self, net, t, h, c, label, geo, hard, every, tell, within):
+        super().__init__(); self.net,self.hard,self.every,self.tell = net,hard,every,tell; put = lambda k,x,d: self.register_buffer(k, torch.as_tensor(np.array(x)).to(d), persistent=False)
+        self.pictures = np.ndim(h)>2; self.half = False if not self.pictures else _half(); kind = torch.uint8 if self.pictures else torch.float32; put('h', h, kind); put('c', c, kind)
         for k in ('anchor','positive','negative'): put(k, t[k].to_numpy(np.int64), torch.int64)
         self.known = label is not None
         if self.known:
             for k,l in zip(('lh','lc'), label): put(k, [EXPRESSIONS.index(e) for e in l], torch.int64)
             for k,g in zip(('gh','gc'), geo): put(k, g, torch.float32)
-            self.near,self.far = _limits(t)
+            self.near,self.far = within or limits(t)
+        self.nine = nn.ModuleDict({s:nn.Linear(WIDTH, 9) for s in ('people','characters')}) if self.pictures and tell else None
         edited = t[t.state!='mined'] if 'state' in t else t[:0]; e = edited.drop_duplicates('anchor')
         put('ea', e.anchor.to_numpy(np.int64), torch.int64); put('ep', e.positive.to_numpy(np.int64), torch.int64)
-    def look(self, x, i, side):
+    def look(self, x, i, side, mirrored):
         if not self.pictures: return x[i]
         from exprgen_nb.loaders import augment
-        p = x[i].permute(0,3,1,2).float().div(255); return self.net.pool(augment(p) if self.training else p, side)
+        p = x[i].float().div(255); p = p[:,None] if p.ndim==3 else (p@p.new_tensor([.299,.587,.114]))[:,None]
+        if self.training: p = augment(p.flip(-1) if mirrored else p, p.shape[-1], flip=False)
+        with torch.autocast(p.device.type, torch.bfloat16, enabled=self.half): return self.net.pool(p, side).float()
     def forward(self, rows):
-        a,p,n = self.anchor[rows],self.positive[rows],self.negative[rows]; h = self.look(self.h, a, 'people'); c = self.look(self.c, torch.cat([p,n]), 'characters'); B = len(rows)
-        Y = self.net.y(h[:,None].expand(-1,2*B,-1), c[None].expand(B,-1,-1)); match = wrong = None
+        a,p,n = self.anchor[rows],self.positive[rows],self.negative[rows]; pn = torch.cat([p,n]); B = len(rows); m = bool(torch.rand(1)<.5); h = self.look(self.h, a, 'people', m); c = self.look(self.c, pn, 'characters', m) # both mirrored, or neither: left stays left
+        Y = -self.net.against(h, c); match = wrong = None
         if self.known:
-            pn = torch.cat([p,n]); same = self.lh[a][:,None]==self.lc[pn][None]; d = torch.cdist(self.gh[a], self.gc[pn])
+            same = self.lh[a][:,None]==self.lc[pn][None]; d = torch.cdist(self.gh[a], self.gc[pn])
             i = torch.arange(B, device=rows.device); match = same&(d<=self.near); wrong = ~same|(d>=self.far); own = pn[None]==p[:,None]; match |= own; wrong[i,B+i] = True; match[i,B+i] = False; wrong &= ~own # an anchor drawn twice
-        return batch_loss(Y, match, wrong, self.hard)+(self.edits() if len(self.ea) and not self.pictures else 0)
+        return batch_loss(Y, match, wrong, self.hard, self.every)+(self.edits() if len(self.ea) and not self.pictures else 0)+(self.told(h, c, a, pn, m) if self.nine and self.known else 0)
+    def told(self, h, c, a, pn, mirrored):
+        "Each branch by itself: expression and nine features from its pool"
+        n,loss = self.net,0; turn = (1,0,3,2,4,5,6,8,7) if mirrored else range(9)
+        for s,x,z,label,geo in (('people',h,(h-n.mean_h)/n.sd_h,self.lh[a],self.gh[a]),('characters',c,(c-n.mean_c)/n.sd_c,self.lc[pn],self.gc[pn])):
+            loss = loss+nn.functional.cross_entropy(getattr(n,s).head(x), label, label_smoothing=.1)+.3*((self.nine[s](z)-geo[:,list(turn)])**2).mean()
+        return self.tell*loss
     def edits(self, most=20, k=15):
         "Edited positives against the best-scoring other pictures of the database; copies of the chosen pool excepted"
         j = torch.randperm(len(self.ea), device=self.ea.device)[:most]; h,p = self.h[self.ea[j]],self.c[self.ep[j]]; s = self.net.against(h, self.c)
@@ -105,14 +120,18 @@ class _Batch(nn.Module):
 
 def train_fcnn(
     triplets:pd.DataFrame, # anchor, positive, negative, reason, d_positive, d_negative, and `state` from `TripletTable.triplets`
-    h:np.ndarray, # people: (N,64) pools, or (N,S,S,3) registered pictures, then the branches learn too
-    c:np.ndarray, # character pictures: (M,64) or (M,S,S,3)
+    h:np.ndarray, # people: (N,64) pools, or (N,S,S,3) registered pictures, or grey (N,S,S), then the branches learn too
+    c:np.ndarray, # character pictures: (M,64), (M,S,S,3) or (M,S,S)
     label=None, # (N,) and (M,) labels, with `geo`: hard pairs of a batch; None: the triplets only
     geo=None, # (N,9) and (M,9) features that the triplets were mined with
     net:FCNN|None=None, # train this one on; None: a new one
-    preset:str='fast', # 'fast', 'paper' or 'tiny'
+    preset:str='fast', # 'fast', 'paper', 'tiny' or 'end'
     steps:int|None=None, # instead of the preset's
     hard:float=.5, # share of the hardest pairs in the loss
+    every:float=0., # share of all pairs of the batch that labels and geometry judge (ours)
+    tell:float=0., # end to end: weight of what each branch must tell by itself, expression and features (ours)
+    within:tuple|None=None, # distances up to which a pair matches and from which it does not; None: `limits` of the triplets
+    weight=None, # (len(triplets),) how often each is drawn; None: alike
     boost:float=20., # how much more often an edited triplet is drawn than a mined one
     branches=None, # (HCNN, SCNN) whose towers a new end-to-end net starts from (paper: always)
     on_step=None, # called with (step, loss)
@@ -124,13 +143,13 @@ def train_fcnn(
     from fastai.callback import progress as _bar, schedule as _schedule # give Learner its bars and fit_one_cycle
     from fastai.optimizer import Adam, SGD
     from exprgen_nb.hcnn import best_device
-    p = PRESETS[preset]; steps = steps or p['steps']; set_seed(seed); device = best_device() if np.ndim(h)==4 else 'cpu'
+    p = PRESETS[preset]; steps = steps or p['steps']; set_seed(seed); device = best_device() if np.ndim(h)>2 else 'cpu'
     if net is None:
-        net = FCNN(branches=np.ndim(h)==4)
-        if np.ndim(h)==4 and branches: net.people.load_state_dict(branches[0].state_dict(), strict=False); net.characters.load_state_dict(branches[1].state_dict(), strict=False)
+        net = FCNN(branches=np.ndim(h)>2)
+        if np.ndim(h)>2 and branches: net.people.load_state_dict(branches[0].state_dict(), strict=False); net.characters.load_state_dict(branches[1].state_dict(), strict=False)
         some = np.random.default_rng(seed).permutation; few = lambda x,s: x if np.ndim(x)==2 else run_batches(getattr(net,s), x[np.sort(some(len(x))[:1000])], what='embed')
         net.standardise(few(h,'people'), few(c,'characters'))
-    model = _Batch(net, triplets, h, c, label, geo, hard, boost); w = np.where(triplets.state!='mined', boost, 1.) if 'state' in triplets else np.ones(len(triplets)); rng = np.random.default_rng(seed)
+    model = _Batch(net, triplets, h, c, label, geo, hard, every, tell, within); w = np.where(triplets.state!='mined', boost, 1.) if 'state' in triplets else np.ones(len(triplets)); w = w if weight is None else w*np.asarray(weight); rng = np.random.default_rng(seed)
     rows = rng.choice(len(triplets), steps*p['batch'], p=w/w.sum()); losses = []
     class Told(Callback):
         def after_batch(self): losses.append(float(self.learn.loss.detach())); on_step and on_step(len(losses), losses[-1])

@@ -5,27 +5,22 @@
 # %% auto #0
 __all__ = ['SIZE', 'KIND', 'FIVE', 'face_store', 'Faces', 'all_faces', 'rate', 'rate_hcnn', 'hcnn_data', 'fit_hcnn',
            'train_shipped_hcnn', 'publish_hcnn', 'paper_protocol', 'pooling_claim', 'train_beside', 'loader_speed',
-           'network_speed', 'pairs_for', 'train_shipped_rig_cnn', 'publish_rig_cnn', 'rate_rig_cnn', 'cmlp_pairs',
-           'train_shipped_cmlps', 'train']
+           'network_speed']
 
-# %% ../notebooks/39_train.ipynb #a7a45c3e
+# %% ../notebooks/39_train.ipynb #dfb8d84b
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from functools import partial
 import copy, hashlib, json, os, time
 import numpy as np, pandas as pd, torch
 from .blocks import TABLE1, run_batches, save_model, save_run, tower as tower_of
-from .characters import CHARACTERS, character
-from .cmlp import PRESETS as CMLP_PRESETS, family_folds, match_characters, rate_cmlp, train_cmlps
 from .core import EXPRESSIONS, cfg, set_seed
 from .engine import Engine
 from .hcnn import PRESETS as HCNN_PRESETS, ResFace, average_weights, best_device, calibrate, expression_loaders, expression_loss, fit_stages, has_bf16, hcnn, load_hcnn, make_learner, pool_tower, predict_expression, train_hcnn
 from .loaders import register_crop, to_grey
 from .metrics import accuracy, bootstrap_interval, calibration, confusion, macro_recall
 from .pictures import read_picture
-from .poses import key_poses, sample_poses
 from .preprocess import preprocess
-from .rig_cnn import PRESETS as RIG_PRESETS, card_build, fit_sharpening, liveliness, load_rig_cnn, match_pairs, pose_features, train_rig_cnn, within_class
 from .sources import read_bytes, read_source
 from fastai.callback.core import Callback
 
@@ -280,100 +275,3 @@ def network_speed(
     return dict(matrix_multiply_gflops=mul, **r)
 
 def _seconds(f): tic = time.perf_counter(); f(); return time.perf_counter()-tic
-
-# %% ../notebooks/39_train.ipynb #4613bbeb
-def pairs_for(
-    store, # FaceStore with labels
-    rig, # primary character
-    n_poses:int=7000, # sampled poses
-    k:int=5, # poses averaged in a target
-    least:float=.6, # faintest intensity of a pose that is used
-    seed:int=0
-)->tuple: # (N,C) targets, (N,) distance to the nearest pose, the poses
-    "Targets for every face of a store, matched by label and geometry (paper §4.1, §4.2.1)"
-    poses = sample_poses(rig, n_poses, seed); poses = poses[(poses.intensity>=least)|(poses.expression=='neutral')]
-    poses = pd.concat([key_poses(rig), poses], ignore_index=True); w = poses[list(rig.names)].to_numpy(np.float32)
-    geo = within_class(pose_features(rig, w), poses.expression.to_numpy()); train = (store.table.split=='train').to_numpy()
-    people = within_class(store.geo, store.table.expression.to_numpy(), train)
-    target,near,dist = match_pairs(people, store.table.expression.to_numpy(), geo, poses.expression.to_numpy(), w, k)
-    return target, dist, poses
-
-# %% ../notebooks/39_train.ipynb #02550e6a
-def train_shipped_rig_cnn(
-    primary:str='nilo',
-    preset:str='fast',
-    seed:int=0
-)->dict: # the run
-    "Train the RigCNN of a primary character and save weights, card and run"
-    tic = time.time(); rig = character(primary); store = face_store('ferplus'); target,dist,poses = pairs_for(store, rig, seed=seed); start = load_hcnn()
-    net,_ = train_rig_cnn(store, target, rig, start, preset, Path(cfg.cache)/'training'/f'rig_cnn-{primary}-{preset}-{seed}', resume=True, seed=seed)
-    return publish_rig_cnn(net, rig, store, target, RIG_PRESETS[preset], preset, seed, start.card['sha256'], (time.time()-tic)/3600)
-
-def publish_rig_cnn(net, rig, store, target, p, preset, seed, hcnn_sha, hours, note=''):
-    "Sharpening, card, weights and run of a trained RigCNN; uses training and validation faces only"
-    size = p.stages[-1][0]; at = np.flatnonzero(store.table.split=='validation'); fit, check = at[::2], at[1::2] # one half sharpens, the other measures
-    label = np.array([EXPRESSIONS.index(e) for e in store.table.expression]); sc = lambda w: (w-net.default.numpy())/(net.hi-net.lo).numpy()
-    fit_sharpening(net, run_batches(net, store.faces[fit], size=size).numpy(), sc(pairs_for(store, rig, k=1, seed=seed)[0][fit]), label[fit])
-    card = dict(kind='rig_cnn', build=card_build(net), size=size, registration=KIND, preprocessing='registered face, RGB in [0,1]; grey and standardised inside the network', primary=rig.name,
-        data='FER+ training faces paired with sampled poses by label and geometry', hcnn=hcnn_sha, preset=preset, arguments=asdict(p), seed=seed, note=note, licence=_LICENCE)
-    f = save_model(net, _weights(f'rig_cnn__{rig.name}'), card); net = load_rig_cnn(rig)
-    run = dict(data='FER+ train, pairs by label and geometry; sharpened on one half of FER+ validation, measured on the other', primary=rig.name, preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2), note=note, validation=rate_rig_cnn(net, store, target, size, check))
-    save_run('rig_cnn', run, ('blocks','hcnn','loaders','poses','preprocess','registration','rig_cnn','training'), {f'rig_cnn__{rig.name}':net.card['sha256'], 'hcnn':hcnn_sha})
-    return run
-
-def rate_rig_cnn(net, store, target, size, at, n=50, seed=0):
-    "Error over the faces `at`, and liveliness over `n` of them a class (all where there are fewer)"
-    w = run_batches(net, store.faces[at], size=size, what='controls').numpy()
-    sc = lambda w: (w-net.default.numpy())/(net.hi-net.lo).numpy(); rng = np.random.default_rng(seed); mean = target[(store.table.split=='train').to_numpy()].mean(0)
-    out = dict(n=len(at), mean_absolute_error=float(np.abs(sc(w)-sc(target[at])).mean()), same_pose_for_all=float(np.abs(sc(mean[None])-sc(target[at])).mean()), classes={})
-    for e in EXPRESSIONS:
-        k = np.flatnonzero(store.table.expression.to_numpy()[at]==e); k = rng.permutation(k)[:n]
-        out['classes'][e] = dict(n=len(k), **liveliness(net, w[k], target[at][k]))
-    return out
-
-# %% ../notebooks/39_train.ipynb #451b7532
-def cmlp_pairs(
-    primary, # Rig
-    rigs:list, # Rigs of the secondaries
-    n_poses:int=7000, # sampled poses of each character
-    preset:str='fast',
-    seed:int=0
-)->tuple: # the primary's poses; a (P,N) array of targets for each secondary
-    "Pairs of poses for the C-MLPs (paper §4.2.2)"
-    pool = lambda r,s: pd.concat([key_poses(r), sample_poses(r, n_poses, s)], ignore_index=True)
-    poses = pool(primary, seed)
-    return poses, [match_characters(primary, poses, r, pool(r, seed+1), paper=CMLP_PRESETS[preset].paper)[0] for r in rigs]
-
-def train_shipped_cmlps(
-    primary:str='nilo',
-    preset:str='fast',
-    seed:int=0
-)->dict: # the run
-    "Train the C-MLPs of a primary, rate them over held-out families, save weights, cards and run"
-    tic = time.time(); rig = character(primary); rigs = [character(n) for n in CHARACTERS if n!=primary]; p = CMLP_PRESETS[preset]
-    poses,targets = cmlp_pairs(rig, rigs, preset=preset, seed=seed); w = poses[list(rig.names)].to_numpy(np.float32); inside = family_folds(poses)
-    def fold(k):
-        test = inside[:,k]&(inside.sum(1)==1)
-        net,_ = train_cmlps(rig, rigs, targets, w, ~inside[:,k], preset, seed, progress=False)
-        return rate_cmlp(net, [rig,*rigs], poses, targets, test)
-    rated = [fold(k) for k in range(inside.shape[1])]
-    average = lambda rs: {k:({e:float(np.mean([r[k][e] for r in rs])) for e in EXPRESSIONS} if k=='norm_ratio' else int(sum(r[k] for r in rs)) if k=='n' else float(np.mean([r[k] for r in rs]))) for k in rs[0]}
-    net,_ = train_cmlps(rig, rigs, targets, w, None, preset, seed); shas = {}
-    result = {r.name:dict(validation=rated[0][r.name], test=average([x[r.name] for x in rated[1:]]), folds=[x[r.name] for x in rated]) for r in rigs}
-    for k,r in enumerate(rigs):
-        one = net.part(k); card = dict(kind='cmlp', build=dict(primary=one.primary, secondaries=one.secondaries), primary=rig.name, secondary=r.name, data=f'sampled and key poses of {rig.name} paired with poses of {r.name} by label and geometry; no photos',
-            preset=preset, arguments=asdict(p), seed=seed, test=result[r.name]['test'], licence='Apache-2.0')
-        f = save_model(one, _weights(f'cmlp__{rig.name}__{r.name}'), card); shas[f.stem] = json.loads(f.with_suffix('.json').read_text())['sha256']
-    run = dict(data='7,000 sampled poses a character and its key poses; four folds over pose families of the primary: the first chose the settings, the mean of the other three is the test; what ships learned from all', primary=rig.name,
-        preset=preset, arguments=asdict(p), seed=seed, hours=round((time.time()-tic)/3600,3), secondaries=result)
-    save_run('cmlp', run, ('blocks','cmlp','geometry','poses','rig','rig_cnn','training'), shas)
-    return run
-
-# %% ../notebooks/39_train.ipynb #652359a9
-def train(
-    net:str, # 'hcnn', 'rig_cnn' or 'cmlp'
-    preset:str='fast',
-    seed:int=0
-)->dict: # the run
-    "Train one of the networks that ship"
-    return dict(hcnn=lambda: train_shipped_hcnn(preset, seed), rig_cnn=lambda: train_shipped_rig_cnn(cfg.primary, preset, seed), cmlp=lambda: train_shipped_cmlps(cfg.primary, preset, seed))[net]()
