@@ -1646,6 +1646,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'exprgen_nb/triplet_bench.py'),
                                           'exprgen_nb.triplet_bench.bench_triplets': ( 'triplet_bench.html#bench_triplets',
                                                                                        'exprgen_nb/triplet_bench.py'),
+                                          'exprgen_nb.triplet_bench.branches': ( 'triplet_bench.html#branches',
+                                                                                 'exprgen_nb/triplet_bench.py'),
                                           'exprgen_nb.triplet_bench.demo_bench': ( 'triplet_bench.html#demo_bench',
                                                                                    'exprgen_nb/triplet_bench.py'),
                                           'exprgen_nb.triplet_bench.demo_sides': ( 'triplet_bench.html#demo_sides',

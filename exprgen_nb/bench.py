@@ -177,6 +177,8 @@ def bench(
 # %% ../notebooks/91_bench.ipynb #41697821
 _DRAW = 'import sys; from exprgen_nb.ced import draw_ced, edition; draw_ced(edition(int(sys.argv[1])), sys.argv[2], int(sys.argv[3]), progress=False)'
 
+_NETWORKS = 'import json, sys; from exprgen_nb.training import loader_speed, network_speed; s = int(sys.argv[1]); print(json.dumps(dict(loop=loader_speed(s), network=network_speed((2*s, s)))))' # a process of its own: Mesa's LLVM and Triton's crash together
+
 def _digest(folder):
     h = hashlib.sha256() # of every file, its name and its bytes
     for f in sorted(Path(folder).glob('*.parquet')): h.update(f.name.encode()); h.update(f.read_bytes())
@@ -218,7 +220,6 @@ def sweeps(
     from exprgen_nb.ced import EDITION, draw_ced, edition
     from exprgen_nb.characters import CHARACTERS, DATABASE_CHARACTERS
     from exprgen_nb.checks import TOLERANCE, check_characters
-    from exprgen_nb.training import loader_speed, network_speed
     n = pictures or EDITION; r = {k:v for k,v in load_run('sweeps', out).items() if k in SWEEPS}; clock = time.perf_counter; mb = lambda fs: round(sum(f.stat().st_size for f in fs)/1e6, 1)
     for part in parts:
         if part not in SWEEPS: raise ValueError(f'{part!r} is none of {SWEEPS}')
@@ -229,7 +230,7 @@ def sweeps(
                 r[part] = dict(pictures=n, characters=list(DATABASE_CHARACTERS), size=size, workers=os.cpu_count(), seconds=round(took,1), seconds_table=round(made,1), pictures_per_second=round(n/took,1), table_mb=mb(f for f in files if f.name=='table.parquet'),
                     pictures_mb=mb(f for f in files if f.name!='table.parquet'), peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), sha256=_digest(d))
             elif part=='kills': r[part] = dict(pictures=n, size=size, killed_after_shards=killed_and_resumed(n, d, size, kills), sha256=_digest(d))
-            elif part=='networks': r[part] = dict(loop=loader_speed(net_size), network=network_speed((2*net_size, net_size)))
+            elif part=='networks': r[part] = json.loads(subprocess.run([sys.executable, '-c', _NETWORKS, str(net_size)], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
             else: r[part] = dict(tolerance=TOLERANCE, characters=check_characters(CHARACTERS, poses, workers=(os.cpu_count() or 1) if poses>100 else 1), seconds=round(clock()-tic,1))
         if {'database','kills'}<=set(r): r['same_bits'] = r['database']['sha256']==r['kills']['sha256']
         path = save_run('sweeps', r, modules=('ced','checks','hcnn','loaders','poses','render','rig','training'), folder=out)
