@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'reference', 'pose_features', 'match_pairs', 'within_class', 'action_matrix', 'from_actions', 'RigHead',
-           'RigCNN', 'rig_cnn', 'Reader', 'fit_reader', 'RigLoss', 'Heads', 'mirror_scaled', 'train_rig_cnn',
+           'RigCNN', 'rig_cnn', 'ask', 'Reader', 'fit_reader', 'RigLoss', 'Heads', 'mirror_scaled', 'train_rig_cnn',
            'fit_sharpening', 'level', 'two_ways', 'liveliness', 'load_rig_cnn', 'card_build']
 
 # %% ../notebooks/36_rig_cnn.ipynb #49f56fca
 from dataclasses import asdict
 from pathlib import Path
+import copy
 import numpy as np, pandas as pd, torch
 from scipy.spatial import cKDTree
 from torch import nn
 from .blocks import WIDTH, FaceNet, load_model, run_batches
 from .core import EXPRESSIONS, cfg, set_seed
 from .geometry import FEATURES, Reference, geo_features
-from .hcnn import Preset, best_device, class_weights, fit_stages, preset
+from .hcnn import Preset, best_device, class_weights, fit_stages, hcnn, preset
 from .poses import key_poses, sample_poses
 
 # %% ../notebooks/36_rig_cnn.ipynb #0a06fd65
@@ -101,9 +102,11 @@ class RigHead(nn.Module):
     def __init__(self, C:int, gated:bool, sides:bool, dropout:float=.2):
         super().__init__(); self.layers = nn.Sequential(nn.Dropout(dropout), nn.Linear(WIDTH*(1+sides),C), nn.Linear(C,C)); self.gated,self.sides = gated,sides
         if gated: self.gate = nn.Linear(WIDTH,len(EXPRESSIONS)); self.poses = nn.Parameter(torch.zeros(len(EXPRESSIONS),C))
-    def forward(self, h):
+    def forward(self, h, opinion=None):
         y = self.layers(h)
-        return y+self.gate((h[:,:WIDTH]+h[:,WIDTH:])/2 if self.sides else h).softmax(-1)@self.poses if self.gated else y
+        if not self.gated: return y
+        scores = self.gate((h[:,:WIDTH]+h[:,WIDTH:])/2 if self.sides else h)
+        return y+(scores if opinion is None else scores+opinion).softmax(-1)@self.poses
 
 class RigCNN(FaceNet):
     "Registered face -> control vector of one rig (paper §4.2.1)"
@@ -113,9 +116,11 @@ class RigCNN(FaceNet):
         hi:tuple, # (C,) upper limits
         default:tuple, # (C,) rest values
         gated:bool=False, # with seven poses and a gate; False: the paper's layers alone
-        sides:bool=False # a pool of each half of the picture; False: one pool (paper)
+        sides:bool=False, # a pool of each half of the picture; False: one pool (paper)
+        asks:bool=False # with an HCNN that has a word in the gate, see `ask`
     ):
         super().__init__(n_hidden=1, n_out=1); self.names = tuple(names); self.head = RigHead(len(names), gated, sides)
+        self.hcnn = hcnn() if asks else None
         for k,v in dict(lo=lo, hi=hi, default=default).items(): self.register_buffer(k, torch.as_tensor(v, dtype=torch.float32))
         for k,v in _unsharpened(len(names)).items(): self.register_buffer(k, v) # see `fit_sharpening`
     def features(self, img):
@@ -123,7 +128,9 @@ class RigCNN(FaceNet):
         if not self.head.sides: return self.embed(img)
         m = self.tower[:-2](self.grey(img).contiguous(memory_format=torch.channels_last)); k = m.shape[-1]//2 # the middle column belongs to both
         return torch.cat([m[...,:m.shape[-1]-k].mean((2,3)), m[...,k:].mean((2,3))], 1)
-    def forward(self, img): return self.head(self.features(img))
+    def opinion(self, img): # (B,7), the same for a face and its mirror image
+        return None if self.hcnn is None else (self.hcnn(img)+self.hcnn(img.flip(-1)))/2
+    def forward(self, img): return self.head(self.features(img), self.opinion(img))
     def scaled(self, w): return (w-self.default)/(self.hi-self.lo)
     def controls(self,
         img:torch.Tensor # (B,3,S,S) registered faces in [0,1]
@@ -151,6 +158,15 @@ def rig_cnn(
     if start is not None and gated:
         _,a,b = start.head; g = net.head.gate; g.weight.data.copy_(b.weight@a.weight); g.bias.data.copy_(b.weight@a.bias+b.bias)
     return net
+
+def ask(
+    net:RigCNN, # gated; changed in place
+    hcnn:FaceNet, # copied
+    by:float=2. # its scores count this much, those of the network's own gate once
+):
+    "Let an HCNN have a word in the gate: the scores of both are added"
+    if not net.head.gated: raise ValueError('only a gated RigCNN can ask an HCNN; train with gated=True')
+    net.hcnn = copy.deepcopy(hcnn).eval().requires_grad_(False); last = net.hcnn.head[-1]; last.weight.data.mul_(by); last.bias.data.mul_(by)
 
 # %% ../notebooks/36_rig_cnn.ipynb #a1fe3183
 class Reader(nn.Module):
@@ -339,4 +355,4 @@ def load_rig_cnn(
 
 def card_build(net:RigCNN)->dict: # arguments that rebuild the network
     "What `save_model` writes as `build`"
-    return dict(names=list(net.names), **{k:getattr(net,k).tolist() for k in ('lo','hi','default')}, gated=net.head.gated, sides=net.head.sides)
+    return dict(names=list(net.names), **{k:getattr(net,k).tolist() for k in ('lo','hi','default')}, gated=net.head.gated, sides=net.head.sides, asks=net.hcnn is not None)
