@@ -99,13 +99,18 @@ def bench_networks(
     face:np.ndarray, # (S,S,3) uint8 registered face
     n:int=20, # counted calls of each
 )->dict: # engine -> characters -> `quantiles`
-    "Time of the control networks, the primary's alone and with the secondaries"
+    "Time of the control networks, the primary's alone and with the secondaries; and of the C-MLPs alone"
+    import torch
     from exprgen_nb.cmlp import Chain
     from exprgen_nb.engine import Engine
     whole = gen.engine.net; chains = {gen.primary: Chain(whole.net, gen.primary).eval(), ', '.join(whole.names): whole}
     out = engines(); run = {(e,k): Engine(c, 'controls', face.shape[0], e) for e,x in out.items() if not x for k,c in chains.items()}
     ms = time_calls({k: lambda f=f: f(face[None]) for k,f in run.items()}, n)
-    return {e: x or {k:ms[e,k] for k in chains} for e,x in out.items()}
+    w = torch.as_tensor(gen.rig.default[None])
+    def alone():
+        with torch.inference_mode(): whole.cmlp.controls(w)
+    few = {} if whole.cmlp is None else {'C-MLPs alone':time_calls({'':alone}, n)['']}
+    return {e: x or {**{k:ms[e,k] for k in chains}, **(few if e=='torch' else {})} for e,x in out.items()}
 
 # %% ../notebooks/91_bench.ipynb #54e00862
 def bench_files(
