@@ -181,7 +181,7 @@ class _Teach(nn.Module):
     "Rows of one side -> loss of what its pool tells"
     def __init__(self, net, faces, label, geo, sure, light):
         super().__init__(); self.net,self.nine,self.light,self.half = net,nn.Linear(WIDTH, 9),light,_half(); put = lambda k,x,d: self.register_buffer(k, torch.as_tensor(np.array(x)).to(d), persistent=False)
-        put('faces', faces, torch.uint8); put('label', [EXPRESSIONS.index(e) for e in label], torch.int64); put('geo', geo, torch.float32); put('sure', np.ones(len(label)) if sure is None else sure, torch.float32); put('turn', MIRRORED, torch.int64)
+        put('faces', faces, torch.uint8); put('label', label if np.ndim(label)==2 else np.array(label)[:,None]==np.array(EXPRESSIONS), torch.float32); put('geo', geo, torch.float32); put('sure', np.ones(len(label)) if sure is None else sure, torch.float32); put('turn', MIRRORED, torch.int64)
     def forward(self, rows):
         from exprgen_nb.loaders import augment, move
         x = self.faces[rows][:,None].float().div(255); m = torch.rand(len(x), device=x.device)<.5; x = torch.where(m[:,None,None,None], x.flip(-1), x); g = self.geo[rows]; g = torch.where(m[:,None], g[:,self.turn], g); B = len(x)
@@ -193,7 +193,7 @@ class _Teach(nn.Module):
 def teach_branch(
     net:FaceNet, # trained on, in place
     faces:np.ndarray, # (N,S,S) uint8 registered, grey
-    label, # (N,) expression
+    label, # (N,) expression, or (N,7) shares of the seven
     geo:np.ndarray, # (N,9) features
     sure=None, # (N,) how much each label counts; None: alike
     weight=None, # (N,) how often each is drawn; None: alike

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEARNT', 'TESTED', 'DATABASE', 'FRESH', 'LAYERS', 'Side', 'relative', 'grey', 'photo_side', 'own_features',
            'synthetic_side', 'sides_of', 'character_side', 'join', 'mine', 'held_scnn', 'shares_of', 'pools',
-           'end_to_end', 'taught', 'train_ways', 'after_edits', 'search_table', 'rated', 'train_shipped_fcnn',
-           'publish_fcnn', 'panel_faces', 'panel_picks', 'draw_panel_of']
+           'end_to_end', 'told_shares', 'taught', 'train_ways', 'after_edits', 'search_table', 'rated', 'exact',
+           'train_shipped_fcnn', 'publish_fcnn', 'panel_faces', 'panel_picks', 'draw_panel_of']
 
 # %% ../notebooks/39c_train_fcnn.ipynb #621a6c9d
 import copy, hashlib, os, time
@@ -20,7 +20,7 @@ from .core import EXPRESSIONS, cfg
 from .fcnn import FCNN, PRESETS, load_fcnn, rate_fcnn, retrieval_quality, retrieve, teach_branch, train_fcnn
 from .geometry import geo_features
 from .hcnn import hcnn as hcnn_net, load_hcnn, predict_expression
-from .loaders import to_grey
+from .loaders import soft_labels, to_grey
 from .poses import ced
 from .rig_cnn import pose_features, reference
 from .scnn import embed, join_faces, train_scnn
@@ -148,20 +148,27 @@ def end_to_end(P, C, few, within, branches, steps=1000, seed=0):
         net,_ = train_fcnn(few, P.faces, C.faces, (P.label,C.label), (P.geo,C.geo), preset='end', steps=steps, branches=branches, tell=1., every=.5, within=within, weight=shares_of(P, few), seed=seed); save_model(net, f, dict(kind='fcnn', build=dict(branches=True)))
     return load_fcnn(f), h, c
 
-def taught(net, P, steps=(1500,1200), seed=0): # steps of the people's and of the characters' branch
+def told_shares(P)->np.ndarray: # (N,7)
+    "What people are said to show: the shares of the raters' votes where there are some, else the label"
+    y = np.float32(P.label[:,None]==np.array(EXPRESSIONS)); k = P.group=='ferplus'
+    if k.any() and k.sum()==len(t := face_store('ferplus').table): y[k] = soft_labels(t)
+    return y
+
+def taught(net, P, steps=(1000,1200), seed=0): # steps of the people's and of the characters' branch
     "Each branch goes on alone, the characters' on weak poses too; a finished training is read back"
     key = hashlib.sha256(b''.join(v.numpy().tobytes() for k,v in net.state_dict().items() if k.startswith(('people','characters')))).hexdigest()[:8]; out = copy.deepcopy(net); D,t = character_side(least=0.); sure = (t.intensity>=.6).to_numpy()
     for k,b,n,S,light in (('characters',out.characters,steps[1],D,True),('people',out.people,steps[0],P,False)):
+        said = S.label if light else told_shares(S)
         f = Path(cfg.cache)/'training'/f'fcnn-{k}-{key}-{n}-{seed}.safetensors'; i = np.flatnonzero(S.side=='train')
         if not f.exists():
-            teach_branch(b, S.faces[i], S.label[i], S.geo[i], sure[i] if light else None, None if light else shares_of(S, pd.DataFrame(dict(anchor=i))), light, n, seed=seed); save_model(b, f, dict(kind=k, build={}, size=64))
+            teach_branch(b, S.faces[i], said[i], S.geo[i], sure[i] if light else None, None if light else shares_of(S, pd.DataFrame(dict(anchor=i))), light, n, seed=seed); save_model(b, f, dict(kind=k, build={}, size=64))
         setattr(out, k, load_model(f, hcnn_net))
     return out
 
 FRESH = dict(rounds=8, share=.3) # minings of the two layers: pictures as dense as on the other sides, where a side has three tenths of the training pictures
 LAYERS = dict(hidden=512, hard=1.)
 
-def train_ways(P, C, few, fresh, within, branches, end_steps=1000, teach=(1500,1200), preset='fast', seed=0)->dict: # way -> (net with branches, pools of people, pools of pictures)
+def train_ways(P, C, few, fresh, within, branches, end_steps=1000, teach=(1000,1200), preset='fast', seed=0)->dict: # way -> (net with branches, pools of people, pools of pictures)
     "Branches of three kinds, and on each of them two layers trained alike"
     net = None; ways = {'frozen':branches}
     if end_steps: net,_,_ = end_to_end(P, C, few, within, branches, end_steps, seed); ways['end to end'] = (net.people,net.characters)
@@ -198,11 +205,17 @@ def rated(nets, P, C, side, within, seed=1)->dict: # way -> source -> `all` and 
         for k,(net,h,c) in nets.items(): out[k][str(g)] = {n:dict(rate_fcnn(net, x, h, c, P.label), faces=len(x)//3, exact_geometry=exact_geometry(x)) for n,x in (('clear',clear_cut(t, *within)),('all',t))}
     return out
 
+def exact(P, C, few, fresh, within, seed=0)->dict: # way -> source -> as `rated`, on validation
+    "What two layers learn that are given labels and features themselves instead of pools"
+    h,c = (np.float32(np.c_[S.geo, S.label[:,None]==np.array(EXPRESSIONS), np.zeros((len(S),48))]) for S in (P,C))
+    nets = {'all triplets':train_fcnn(fresh, h, c, preset='fast', weight=shares_of(P, fresh), seed=seed, **LAYERS), 'clear triplets and judged pairs':train_fcnn(few, h, c, (P.label,C.label), (P.geo,C.geo), preset='fast', steps=1500, within=within, every=.5, weight=shares_of(P, few), seed=seed)}
+    return rated({k:(n,h,c) for k,(n,_) in nets.items()}, P, C, 'validation', within, seed+1)
+
 def train_shipped_fcnn(
     preset:str='fast',
     seed:int=0,
     end_steps:int=1000, # steps of the end-to-end training, 0: none
-    teach:tuple=(1500,1200), # steps of the people's and of the characters' branch alone
+    teach:tuple=(1000,1200), # steps of the people's and of the characters' branch alone
 )->dict: # the run
     "Train, choose on validation, save weights, card and run"
     tic = time.time(); hcnn,scnn = load_hcnn(),held_scnn(seed); P,(C,_) = join(photo_side(seed=seed), synthetic_side()),character_side()
@@ -212,7 +225,7 @@ def train_shipped_fcnn(
     best = max(nets, key=lambda k: np.mean([v['all']['test_auc'] for v in val[k].values()])); net,h,c = nets[best]; edited,heard = after_edits(net, P, C, h, c, fresh, seed=seed)
     test = rated({**nets, 'after edits':(edited,h,c)}, P, C, 'test', within, seed+2) # the one use of the test sides
     search = search_table(P, C, h, c, {'f-CNN':net, 'f-CNN after edits':edited}, predicted)
-    return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, test=test, search=search, heard=heard), hcnn)
+    return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, exact=exact(P, C, clear_cut(train, *within), fresh, within, seed), test=test, search=search, heard=heard), hcnn)
 
 def publish_fcnn(net, P, C, run, hcnn):
     "Weights with both branches in them, card and run"
