@@ -1452,7 +1452,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'exprgen_nb.train_fcnn.panel_faces': ('train_fcnn.html#panel_faces', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.panel_picks': ('train_fcnn.html#panel_picks', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.photo_side': ('train_fcnn.html#photo_side', 'exprgen_nb/train_fcnn.py'),
-                                       'exprgen_nb.train_fcnn.pools': ('train_fcnn.html#pools', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.publish_fcnn': ('train_fcnn.html#publish_fcnn', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.rated': ('train_fcnn.html#rated', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.relative': ('train_fcnn.html#relative', 'exprgen_nb/train_fcnn.py'),

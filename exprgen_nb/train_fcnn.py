@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEARNT', 'TESTED', 'DATABASE', 'FRESH', 'LAYERS', 'Side', 'relative', 'grey', 'photo_side', 'own_features',
-           'synthetic_side', 'sides_of', 'character_side', 'join', 'mine', 'held_scnn', 'shares_of', 'pools',
-           'end_to_end', 'told_shares', 'taught', 'train_ways', 'after_edits', 'search_table', 'rated', 'exact',
-           'train_shipped_fcnn', 'publish_fcnn', 'panel_faces', 'panel_picks', 'draw_panel_of']
+           'synthetic_side', 'sides_of', 'character_side', 'join', 'mine', 'held_scnn', 'shares_of', 'end_to_end',
+           'told_shares', 'taught', 'train_ways', 'after_edits', 'search_table', 'rated', 'exact', 'train_shipped_fcnn',
+           'publish_fcnn', 'panel_faces', 'panel_picks', 'draw_panel_of']
 
 # %% ../notebooks/39c_train_fcnn.ipynb #621a6c9d
 import copy, hashlib, os, time
@@ -139,14 +139,12 @@ def shares_of(P, t)->np.ndarray: # (len(t),)
         w[of] /= w[of].sum()
     return w
 
-def pools(net, P, C): return tuple(run_batches(b, s.faces, what='embed').float().numpy() for b,s in ((net.people,P),(net.characters,C)))
-
-def end_to_end(P, C, few, within, branches, steps=1000, seed=0):
+def end_to_end(P, C, few, within, branches, h, c, steps=1000, seed=0): # h, c: pools of the branches before
     "From pictures, both branches with it; a finished training is read back"
-    h,c = embed(branches[0], P.faces),embed(branches[1], C.faces); f = Path(cfg.cache)/'training'/f'fcnn-end-{hashlib.sha256(b"".join(x.tobytes() for x in (h[::97],c[::97],few.positive.to_numpy()))+repr((steps,within)).encode()).hexdigest()[:8]}-{seed}.safetensors'
+    f = Path(cfg.cache)/'training'/f'fcnn-end-{hashlib.sha256(b"".join(x.tobytes() for x in (h[::97],c[::97],few.positive.to_numpy()))+repr((steps,within)).encode()).hexdigest()[:8]}-{seed}.safetensors'
     if not f.exists():
         net,_ = train_fcnn(few, P.faces, C.faces, (P.label,C.label), (P.geo,C.geo), preset='end', steps=steps, branches=branches, tell=1., every=.5, within=within, weight=shares_of(P, few), seed=seed); save_model(net, f, dict(kind='fcnn', build=dict(branches=True)))
-    return load_fcnn(f), h, c
+    return load_fcnn(f)
 
 def told_shares(P)->np.ndarray: # (N,7)
     "What people are said to show: the shares of the raters' votes where there are some, else the label"
@@ -170,11 +168,11 @@ LAYERS = dict(hidden=512, hard=1.)
 
 def train_ways(P, C, few, fresh, within, branches, end_steps=1000, teach=(1000,1200), preset='fast', seed=0)->dict: # way -> (net with branches, pools of people, pools of pictures)
     "Branches of three kinds, and on each of them two layers trained alike"
-    net = None; ways = {'frozen':branches}
-    if end_steps: net,_,_ = end_to_end(P, C, few, within, branches, end_steps, seed); ways['end to end'] = (net.people,net.characters)
-    if end_steps and teach: more = taught(net, P, teach, seed); ways['end to end, then each alone'] = (more.people,more.characters)
-    for k,(people,chars) in ways.items():
-        h,c = (run_batches(b, S.faces, what='embed').float().numpy() for b,S in ((people,P),(chars,C))); n,_ = train_fcnn(fresh, h, c, preset=preset, weight=shares_of(P, fresh), seed=seed, **LAYERS); n.people,n.characters = people,chars; ways[k] = (n,h,c)
+    look = lambda people,chars: tuple(run_batches(b, S.faces, what='embed').float().numpy() for b,S in ((people,P),(chars,C))); h,c = look(*branches); ways = {'frozen':(*branches, h, c)}
+    if end_steps: net = end_to_end(P, C, few, within, branches, h, c, end_steps, seed); two = net.people,net.characters; ways['end to end'] = (*two, *look(*two))
+    if end_steps and teach: net = taught(net, P, teach, seed); two = net.people,net.characters; ways['end to end, then each alone'] = (*two, *look(*two))
+    for k,(people,chars,h,c) in ways.items():
+        n,_ = train_fcnn(fresh, h, c, preset=preset, weight=shares_of(P, fresh), seed=seed, **LAYERS); n.people,n.characters = people,chars; ways[k] = (n,h,c)
     return ways
 
 
@@ -208,7 +206,7 @@ def rated(nets, P, C, side, within, seed=1)->dict: # way -> source -> `all` and 
 def exact(P, C, few, fresh, within, seed=0)->dict: # way -> source -> as `rated`, on validation
     "What two layers learn that are given labels and features themselves instead of pools"
     h,c = (np.float32(np.c_[S.geo, S.label[:,None]==np.array(EXPRESSIONS), np.zeros((len(S),48))]) for S in (P,C))
-    nets = {'all triplets':train_fcnn(fresh, h, c, preset='fast', weight=shares_of(P, fresh), seed=seed, **LAYERS), 'clear triplets and judged pairs':train_fcnn(few, h, c, (P.label,C.label), (P.geo,C.geo), preset='fast', steps=1500, within=within, every=.5, weight=shares_of(P, few), seed=seed)}
+    nets = {'all triplets':train_fcnn(fresh, h, c, preset='fast', steps=1500, weight=shares_of(P, fresh), seed=seed, **LAYERS), 'clear triplets and judged pairs':train_fcnn(few, h, c, (P.label,C.label), (P.geo,C.geo), preset='fast', steps=1000, within=within, every=.5, weight=shares_of(P, few), seed=seed)}
     return rated({k:(n,h,c) for k,(n,_) in nets.items()}, P, C, 'validation', within, seed+1)
 
 def train_shipped_fcnn(
@@ -219,12 +217,12 @@ def train_shipped_fcnn(
 )->dict: # the run
     "Train, choose on validation, save weights, card and run"
     tic = time.time(); hcnn,scnn = load_hcnn(),held_scnn(seed); P,(C,_) = join(photo_side(seed=seed), synthetic_side()),character_side()
-    predicted = np.array(EXPRESSIONS)[predict_expression(hcnn, P.faces).argmax(1)]; train = mine(P, C, 'train', seed); within = limits(train)
+    train = mine(P, C, 'train', seed); within = limits(train)
     fresh = pd.concat([mine(P, C, 'train', seed+10+k, share=FRESH['share']) for k in range(FRESH['rounds'])], ignore_index=True)
     nets = train_ways(P, C, clear_cut(train, *within), fresh, within, (hcnn,scnn), end_steps, teach, preset, seed); val = rated(nets, P, C, 'validation', within, seed+1)
     best = max(nets, key=lambda k: np.mean([v['all']['test_auc'] for v in val[k].values()])); net,h,c = nets[best]; edited,heard = after_edits(net, P, C, h, c, fresh, seed=seed)
     test = rated({**nets, 'after edits':(edited,h,c)}, P, C, 'test', within, seed+2) # the one use of the test sides
-    search = search_table(P, C, h, c, {'f-CNN':net, 'f-CNN after edits':edited}, predicted)
+    k = P.side=='test'; predicted = P.label.copy(); predicted[k] = np.array(EXPRESSIONS)[predict_expression(hcnn, P.faces[k]).argmax(1)]; search = search_table(P, C, h, c, {'f-CNN':net, 'f-CNN after edits':edited}, predicted)
     return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, exact=exact(P, C, clear_cut(train, *within), fresh, within, seed), test=test, search=search, heard=heard), hcnn)
 
 def publish_fcnn(net, P, C, run, hcnn):
