@@ -238,14 +238,16 @@ def publish_fcnn(net, P, C, run, hcnn):
 def panel_faces(
     each:int=10, # of every expression
     seed:int=0,
+    without=(), # paths of faces that an earlier panel has shown
 )->pd.DataFrame: # source, path, expression, character
     "Faces of the panel, from test sides only"
     rng = np.random.default_rng(seed); tables = {s:face_store(s).table.query("split=='test'") for s in ('ferplus','press')}; rows = []
     from exprgen_nb.preprocess import FaceStore
     t = FaceStore(Path(cfg.cache)/'humans'/f"people-{TESTED['seed']}").table; tables['synthetic'] = t[t.intensity>=.6]
+    name = lambda s,p: Path(p.replace('!','/')).name if s!='synthetic' else p; tables = {s:t[[name(s, str(p)) not in set(without) for p in t.path]] for s,t in tables.items()}
     for e in EXPRESSIONS:
         paths = {s:rng.permutation(t.path[t.expression==e].astype(str)).tolist() for s,t in tables.items()}; press = min(each//2, len(paths['press'])); real = min(each-press, len(paths['ferplus']))
-        rows += [(s, Path(p.replace('!','/')).name if s!='synthetic' else p, e) for s,k in (('ferplus',real),('press',press),('synthetic',each-press-real)) for p in paths[s][:k]]
+        rows += [(s, name(s, p), e) for s,k in (('ferplus',real),('press',press),('synthetic',each-press-real)) for p in paths[s][:k]]
     return pd.DataFrame(rows, columns=['source','path','expression']).assign(character=rng.choice(DATABASE_CHARACTERS, len(rows)))
 
 def panel_picks(
