@@ -167,10 +167,9 @@ FRESH = dict(rounds=8, share=.3) # minings of the two layers: pictures as dense 
 LAYERS = dict(hidden=512, hard=1.)
 
 def train_ways(P, C, few, fresh, within, branches, end_steps=1000, teach=(1000,1200), preset='fast', seed=0)->dict: # way -> (net with branches, pools of people, pools of pictures)
-    "Branches of three kinds, and on each of them two layers trained alike"
+    "Branches as they were and branches that learned, and on each pair two layers trained alike"
     look = lambda people,chars: tuple(run_batches(b, S.faces, what='embed').float().numpy() for b,S in ((people,P),(chars,C))); h,c = look(*branches); ways = {'frozen':(*branches, h, c)}
-    if end_steps: net = end_to_end(P, C, few, within, branches, h, c, end_steps, seed); two = net.people,net.characters; ways['end to end'] = (*two, *look(*two))
-    if end_steps and teach: net = taught(net, P, teach, seed); two = net.people,net.characters; ways['end to end, then each alone'] = (*two, *look(*two))
+    if end_steps: net = taught(end_to_end(P, C, few, within, branches, h, c, end_steps, seed), P, teach, seed); two = net.people,net.characters; ways['end to end'] = (*two, *look(*two))
     for k,(people,chars,h,c) in ways.items():
         n,_ = train_fcnn(fresh, h, c, preset=preset, weight=shares_of(P, fresh), seed=seed, **LAYERS); n.people,n.characters = people,chars; ways[k] = (n,h,c)
     return ways
@@ -223,7 +222,7 @@ def train_shipped_fcnn(
     best = max(nets, key=lambda k: np.mean([v['all']['test_auc'] for v in val[k].values()])); net,h,c = nets[best]; edited,heard = after_edits(net, P, C, h, c, fresh, seed=seed)
     test = rated({**nets, 'after edits':(edited,h,c)}, P, C, 'test', within, seed+2) # the one use of the test sides
     k = P.side=='test'; predicted = P.label.copy(); predicted[k] = np.array(EXPRESSIONS)[predict_expression(hcnn, P.faces[k]).argmax(1)]; search = search_table(P, C, h, c, {'f-CNN':net, 'f-CNN after edits':edited}, predicted)
-    return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, exact=exact(P, C, clear_cut(train, *within), fresh, within, seed), test=test, search=search, heard=heard), hcnn)
+    return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, test=test, search=search, heard=heard), hcnn)
 
 def publish_fcnn(net, P, C, run, hcnn):
     "Weights with both branches in them, card and run"
