@@ -140,9 +140,9 @@ class _Batch(nn.Module):
         return self.tell*loss
     def edits(self, most=20, k=15):
         "Edited positives against the best-scoring other pictures of the database; copies of the chosen pool excepted"
-        j = torch.randperm(len(self.ea), device=self.ea.device)[:most]; h,p = self.h[self.ea[j]],self.c[self.ep[j]]; s = self.net.against(h, self.c)
-        with torch.no_grad(): top = s.masked_fill(torch.cdist(p, self.c)<1e-4, -1e9).topk(k, 1).indices
-        own = self.net.score(h, p); return (1-own[:,None]+s.gather(1, top)).clamp(min=0).mean()
+        j = torch.randperm(len(self.ea), device=self.ea.device)[:most]; h,p = self.h[self.ea[j]],self.c[self.ep[j]]
+        with torch.no_grad(): top = self.net.against(h, self.c).masked_fill(torch.cdist(p, self.c)<1e-4, -1e9).topk(min(k, len(self.c)), 1).indices
+        own = self.net.score(h, p); return (1-own[:,None]+self.net.score(h[:,None].expand(-1, top.shape[1], -1), self.c[top])).clamp(min=0).mean()
 
 def train_fcnn(
     triplets:pd.DataFrame, # anchor, positive, negative, reason, d_positive, d_negative, and `state` from `TripletTable.triplets`
