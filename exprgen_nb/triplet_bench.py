@@ -332,7 +332,7 @@ def train(self:Bench,
     def on_step(k, loss):
         self.loss.append(round(float(loss), 4)); say and say(k, float(loss))
     net,_ = train_fcnn(t, P.pool, C.pool, (y,C.label), (P.geo,C.geo), net=deepcopy(self.net), preset=self.preset, steps=steps, on_step=on_step)
-    save_model(net, self.kept, dict(kind='fcnn', build=dict(branches=False), branches=branches()[2], data='triplets of the bench', edits=len(self.table.live())))
+    save_model(net, self.kept, dict(kind='fcnn', build=dict(branches=False, hidden=net.first.out_features), branches=branches()[2], data='triplets of the bench', edits=len(self.table.live())))
     self.net,self._sim = net,{}; after = retrieve(net, P.pool[a], C.pool, 5)[0]; self.trained = self._compare(t, a, before, after); self.trained['first'] = first; self.trained['seconds'] = round(time.time()-tic, 1); self.loss = self.loss[::max(1, len(self.loss)//120)]; self.note = f'trained {steps} steps on {len(t)} triplets'; self.show()
 
 @patch
