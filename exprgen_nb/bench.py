@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWEEPS', 'quantiles', 'turns', 'time_calls', 'renderers', 'engines', 'bench_character', 'bench_transfer',
-           'bench_networks', 'bench_files', 'bench_browser', 'bench_text', 'bench', 'killed_and_resumed', 'sweeps']
+           'bench_networks', 'bench_files', 'bench_browser', 'bench_text', 'bench', 'bench_candidates',
+           'killed_and_resumed', 'sweeps']
 
 # %% ../notebooks/91_bench.ipynb #bcf20b9f
 import hashlib, json, os, subprocess, sys, tempfile, time
@@ -184,6 +185,22 @@ _DRAW = 'import sys; from exprgen_nb.ced import draw_ced, edition; draw_ced(edit
 
 _NETWORKS = 'import json, sys; from exprgen_nb.training import loader_speed, network_speed; s = int(sys.argv[1]); print(json.dumps(dict(loop=loader_speed(s), network=network_speed((2*s, s)))))' # a process of its own: Mesa's LLVM and Triton's crash together
 
+_MINING = '''import json, resource, sys, time; import numpy as np; from exprgen_nb.core import EXPRESSIONS; from exprgen_nb.triplets import mine_triplets
+n,m = map(int, sys.argv[1:]); rng = np.random.default_rng(0); geo,label = zip(*((rng.normal(size=(k,9)).astype(np.float32), np.array(EXPRESSIONS)[rng.integers(7, size=k)]) for k in (n,m)))
+tic = time.perf_counter(); t = mine_triplets(geo[0], label[0], geo[1], label[1]); took = time.perf_counter()-tic
+print(json.dumps(dict(people=n, pictures=m, triplets=len(t), seconds=round(took, 1), peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))))''' # alone in its process: the peak is its own
+
+def _last(code, *args): return json.loads(subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+def bench_candidates(
+    m:int=5000, # candidates
+)->dict: # as `quantiles`, or the reason in 'not run'
+    "Slider to thumbnails drawn in the triplet bench, in Chromium"
+    try:
+        from exprgen_nb.triplet_bench import bench_triplets
+        return dict(bench_triplets(m=m), candidates=m)
+    except (ImportError, FileNotFoundError) as e: return _not_run(f'{type(e).__name__}: {e}')
+
 def _digest(folder):
     h = hashlib.sha256() # of every file, its name and its bytes
     for f in sorted(Path(folder).glob('*.parquet')): h.update(f.name.encode()); h.update(f.read_bytes())
@@ -208,7 +225,7 @@ def killed_and_resumed(
     draw_ced(edition(n), folder, size, progress=False)
     return done
 
-SWEEPS = ('database','kills','faults','networks')
+SWEEPS = ('database','kills','faults','networks','mining','candidates')
 
 def sweeps(
     out=None, # folder for `sweeps.json`; None: `cfg.runs`
@@ -217,9 +234,10 @@ def sweeps(
     size:int=256, # px
     net_size:int=128, # px, at which fastai's loop is timed
     kills:int=2, # how often the second drawing is killed
+    people:int=100_000, # for whom triplets are mined
     parts=SWEEPS # which measurements; the others keep what the file says
 )->dict: # what was saved
-    "Draw the database, draw it with kills, look for faults, time the networks and their training loop; print and save"
+    "Draw the database, draw it with kills, look for faults, time the networks, their training loop, mining and the triplet bench; print and save"
     import resource
     from exprgen_nb.blocks import load_run
     from exprgen_nb.ced import EDITION, draw_ced, edition
@@ -235,9 +253,11 @@ def sweeps(
                 r[part] = dict(pictures=n, characters=list(DATABASE_CHARACTERS), size=size, workers=os.cpu_count(), seconds=round(took,1), seconds_table=round(made,1), pictures_per_second=round(n/took,1), table_mb=mb(f for f in files if f.name=='table.parquet'),
                     pictures_mb=mb(f for f in files if f.name!='table.parquet'), peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), sha256=_digest(d))
             elif part=='kills': r[part] = dict(pictures=n, size=size, killed_after_shards=killed_and_resumed(n, d, size, kills), sha256=_digest(d))
-            elif part=='networks': r[part] = json.loads(subprocess.run([sys.executable, '-c', _NETWORKS, str(net_size)], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+            elif part=='networks': r[part] = _last(_NETWORKS, net_size)
+            elif part=='mining': r[part] = _last(_MINING, people, n)
+            elif part=='candidates': r[part] = bench_candidates()
             else: r[part] = dict(tolerance=TOLERANCE, characters=check_characters(CHARACTERS, poses, workers=(os.cpu_count() or 1) if poses>100 else 1), seconds=round(clock()-tic,1))
         if {'database','kills'}<=set(r): r['same_bits'] = r['database']['sha256']==r['kills']['sha256']
-        path = save_run('sweeps', r, modules=('ced','checks','hcnn','loaders','poses','render','rig','training'), folder=out)
+        path = save_run('sweeps', r, modules=('ced','checks','hcnn','loaders','poses','render','rig','training','triplet_bench','triplets'), folder=out)
     print(json.dumps({k:v for k,v in r.items() if k!='faults'}, indent=1)); print(*(f'{n:<8}'+', '.join(f'{k} {v[k]:.2%}' for k in TOLERANCE) for n,v in r.get('faults',{}).get('characters',{}).items()), path, sep='\n')
     return r

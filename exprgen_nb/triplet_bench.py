@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'Anchors', 'Candidates', 'measures', 'branches', 'demo_sides', 'anchors_of', 'Bench', 'Panel', 'flat',
-           'pool_map', 'TripletBench', 'demo_bench', 'many', 'bench_triplets']
+           'pool_map', 'TripletBench', 'demo_bench', 'own_bench', 'many', 'bench_triplets']
 
 # %% ../notebooks/52_triplet_bench.ipynb #376c6b44
 import io, tempfile, os, time
@@ -332,7 +332,7 @@ def train(self:Bench,
     def on_step(k, loss):
         self.loss.append(round(float(loss), 4)); say and say(k, float(loss))
     net,_ = train_fcnn(t, P.pool, C.pool, (y,C.label), (P.geo,C.geo), net=deepcopy(self.net), preset=self.preset, steps=steps, on_step=on_step)
-    save_model(net, self.kept, dict(kind='fcnn', build=dict(branches=False), branches=branches()[2], data='triplets of the bench', edits=len(self.table.live())))
+    save_model(net, self.kept, dict(kind='fcnn', build=dict(branches=False, hidden=net.first.out_features), branches=branches()[2], data='triplets of the bench', edits=len(self.table.live())))
     self.net,self._sim = net,{}; after = retrieve(net, P.pool[a], C.pool, 5)[0]; self.trained = self._compare(t, a, before, after); self.trained['first'] = first; self.trained['seconds'] = round(time.time()-tic, 1); self.loss = self.loss[::max(1, len(self.loss)//120)]; self.note = f'trained {steps} steps on {len(t)} triplets'; self.show()
 
 @patch
@@ -635,6 +635,29 @@ def demo_bench(
     people,chars = demo_sides(n, m, seed); everybody,people = people,people.where(range(n-held)); folder = Path(folder or tempfile.mkdtemp(prefix='triplets-'))
     table = TripletTable(folder, by) if (folder/'mined.parquet').exists() else TripletTable.create(folder, mine_triplets(people.geo, people.named, chars.geo, chars.label, seed), people.ids, chars.ids, by, data='synthetic people, sampled poses', seed=seed)
     w = TripletBench(table, people, chars, **kwargs); w.held = everybody.where(range(n-held, n)); return w
+
+@dataclass
+class _Some:
+    "Some rows of a store"
+    store:object; rows:np.ndarray
+    def __getattr__(self, k): x = getattr(self.store, k); return x if k=='settings' else x.iloc[self.rows].reset_index(drop=True) if k=='table' else x[self.rows]
+    def __getitem__(self, i): return self.store[int(self.rows[i])]
+
+def own_bench(
+    source:str, # name of a database of faces under [sources] in settings.ini
+    n:int=200, # faces, drawn from the seed
+    m:int=1200, # pictures of characters
+    folder=None, # of the triplet table; None: under `cfg.cache`, so that edits are found again
+    seed:int=0,
+    by:str='me',
+    **kwargs, # as for `TripletBench`
+)->TripletBench:
+    "A bench with the faces of a person's own database"
+    from exprgen_nb.training import face_store
+    store = face_store(source); k = np.sort(np.random.default_rng(seed).permutation(len(store.table))[:n]); people = anchors_of(_Some(store, k)); chars = demo_sides(60, m, seed)[1]; people.ids = [f'{source}-{i}' for i in k]
+    folder = Path(folder or Path(cfg.cache)/'triplets'/f'{source}-{n}-{m}-{seed}')
+    table = TripletTable(folder, by) if (folder/'mined.parquet').exists() else TripletTable.create(folder, mine_triplets(people.geo, people.named, chars.geo, chars.label, seed), people.ids, chars.ids, by, data=source, seed=seed)
+    return TripletBench(table, people, chars, **kwargs)
 
 # %% ../notebooks/52_triplet_bench.ipynb #86c6ea31
 def many(people:Anchors, chars:Candidates, m:int=5000, seed:int=0)->Candidates:

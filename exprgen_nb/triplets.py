@@ -98,7 +98,7 @@ def clear_cut(
 def exact_geometry(
     t:pd.DataFrame, # from `mine_triplets`
 )->float: # 0..1
-    "Area under the ROC curve of the distances themselves on geometric negatives: what nobody can beat who knows geometry only"
+    "Area under the ROC curve of the distances themselves on geometric negatives: what a plain distance scores"
     from scipy.stats import rankdata
     g = t[t.reason=='geometry']; n = len(g); r = rankdata(-np.r_[g.d_positive,g.d_negative])
     return float((r[:n].sum()-n*(n+1)/2)/n**2)
