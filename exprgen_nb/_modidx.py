@@ -1488,7 +1488,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'exprgen_nb.train_rig.pairs_for': ('train_rig.html#pairs_for', 'exprgen_nb/train_rig.py'),
                                       'exprgen_nb.train_rig.people_store': ('train_rig.html#people_store', 'exprgen_nb/train_rig.py'),
                                       'exprgen_nb.train_rig.photo_weights': ('train_rig.html#photo_weights', 'exprgen_nb/train_rig.py'),
-                                      'exprgen_nb.train_rig.pools_only': ('train_rig.html#pools_only', 'exprgen_nb/train_rig.py'),
                                       'exprgen_nb.train_rig.portraits': ('train_rig.html#portraits', 'exprgen_nb/train_rig.py'),
                                       'exprgen_nb.train_rig.publish_rig_cnns': ( 'train_rig.html#publish_rig_cnns',
                                                                                  'exprgen_nb/train_rig.py'),

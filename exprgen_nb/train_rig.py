@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POPULATIONS', 'MODULES', 'pairs_for', 'photo_weights', 'people_store', 'rig_data', 'fit_rig_cnns', 'seen_by_hcnn',
-           'level_on', 'halves', 'retrieved_pairs', 'pools_only', 'Portraits', 'portraits', 'control_errors', 'refit',
+           'level_on', 'halves', 'retrieved_pairs', 'Portraits', 'portraits', 'control_errors', 'refit',
            'mirror_difference', 'rate_people', 'drawn', 'judged', 'some_of', 'rate_rig_cnn', 'sharpen_on',
            'judge_photos', 'publish_rig_cnns', 'train_shipped_rig_cnn', 'cmlp_pairs', 'train_shipped_cmlps']
 
@@ -27,7 +27,7 @@ from .poses import ced, key_poses, sample_poses
 from .preprocess import FaceStore
 from .registration import register
 from .rig_cnn import PRESETS as RIG_PRESETS, card_build, fit_sharpening, from_actions, level, liveliness, load_rig_cnn, match_pairs, mirror_scaled, pose_features, train_heads, train_rig_cnn, two_ways, within_class
-from .scnn import character_face, embed, load_scnn, scores_of
+from .scnn import character_face, load_scnn, scores_of
 from .training import KIND, Faces, face_store
 
 # %% ../notebooks/39b_train_rig.ipynb #b4253781
@@ -102,7 +102,7 @@ def fit_rig_cnns(
     "Train the RigCNNs of several primaries on one tower; goes on after a kill"
     rigs = [character(n) for n in primaries]; start = load_hcnn(); folder = Path(cfg.cache)/'training'/f'rig_cnn-{"-".join(primaries)}-{preset}-{seed}'
     if preset=='paper': # photos only, one network after the other
-        store = face_store('ferplus', RIG_PRESETS[preset].stages[-1][0]); match = lambda r: retrieved_pairs(store, r, pools_only(load_fcnn()), start, load_scnn())[0]
+        store = face_store('ferplus', RIG_PRESETS[preset].stages[-1][0]); match = lambda r: retrieved_pairs(store, r, load_fcnn(), start, load_scnn())[0]
         made = [train_rig_cnn(store, match(r), r, start, preset, folder/r.name, True, seed, progress, np.ones(len(store), np.float32), both=0.) for r in rigs]
         return [n for n,_ in made],[h for _,h in made]
     faces,targets,weight,said = rig_data(rigs, start, seed=seed)
@@ -128,19 +128,16 @@ def halves(store): # rows
 def retrieved_pairs(
     store, # FaceStore of photos
     rig, # primary character
-    fcnn, # an `FCNN` that reads pools
-    hcnn, scnn, # whose pools it reads
+    fcnn, # an `FCNN`, with or without branches of its own
+    hcnn, scnn, # whose pools it reads when it has none
     n_poses:int=3000 # sampled poses, drawn once each
 )->tuple: # (N,C) targets, (N,) similarity
     "Targets by the f-CNN's matches (paper §4.2.1)"
-    t = ced(n_poses, 0, (rig.name,)); pictures = np.stack([character_face(row) for _,row in t.iterrows()]); c = embed(scnn, pictures)
-    h = np.concatenate([embed(hcnn, np.asarray(store.faces[i:i+2048])) for i in range(0, len(store.table), 2048)]); row,score = retrieve(fcnn, h, c, 1)
+    people,characters = (hcnn,scnn) if fcnn.people is None else (fcnn.people,fcnn.characters); look = lambda net,f: run_batches(net, np.asarray(f), size=64, what='embed').float().numpy()
+    t = ced(n_poses, 0, (rig.name,)); c = look(characters, np.stack([character_face(row) for _,row in t.iterrows()]))
+    h = np.concatenate([look(people, store.faces[i:i+2048]) for i in range(0, len(store.table), 2048)]); row,score = retrieve(fcnn, h, c, 1)
     return t[list(rig.names)].to_numpy(np.float32)[row[:,0]], score[:,0]
 
-def pools_only(fcnn): # what reads pools; an f-CNN with branches has its own towers
-    "Refuse an f-CNN that cannot search with the shipped pools"
-    if fcnn.people is not None: raise ValueError("this f-CNN was trained end to end and has its own towers; embed with `fcnn.pool(x, 'people')`")
-    return fcnn
 
 # %% ../notebooks/39b_train_rig.ipynb #f783fa99
 @dataclass
