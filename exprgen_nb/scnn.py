@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRANGER_VERSION', 'RECIPES', 'scnn', 'character_face', 'stranger', 'Faces', 'draw_faces', 'join_faces', 'augment',
            'FaceBatches', 'Recipe', 'shares', 'train_scnn', 'tune_character', 'load_scnn', 'embed', 'scores_of',
-           'perceptual_features', 'adapt_norm']
+           'perceptual_features', 'adapt_norm', 'adapt_character']
 
 # %% ../notebooks/33_scnn.ipynb #a1591fc3
 import random
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .blocks import FaceNet, load_model, run_batches, to_input
 from .characters import character
 from .core import EXPRESSIONS, LMK, cfg, set_seed
-from .hcnn import Preset, VoteLoss, best_device, class_weights, fit_stages, hcnn, load_hcnn, preset
+from .hcnn import Preset, VoteLoss, best_device, class_weights, fit_stages, has_bf16, hcnn, load_hcnn, preset
 from .mesh import Mesh
 from .metrics import accuracy, macro_recall
 from .registration import register
@@ -326,3 +326,34 @@ def adapt_norm(
     for m in norms: m.momentum = None; m.reset_running_stats(); m.train() # momentum None: the plain mean over all batches
     for b in np.array_split(np.asarray(faces), -(-len(faces)//128)): out.embed(F.interpolate(to_input(b), (size,size), mode='area'))
     return out.eval()
+
+# %% ../notebooks/33_scnn.ipynb #e3a85f10
+@torch.no_grad()
+def _nearest(net, faces, size):
+    "(N,) the class whose centre lies nearest in the pool, picture and mirror image side by side"
+    net.eval(); a,b = (run_batches(net, f, size, what='embed').float() for f in (faces, faces[:,:,::-1])); e = torch.cat([a,b], 1); e = F.normalize(e-e.mean(0), dim=1)
+    p = ((net.head(a)+net.head(b))/2).softmax(1)
+    for _ in range(2): near = e@F.normalize(p.T@e/p.sum(0)[:,None].clamp(min=1e-6), dim=1).T; p = F.one_hot(near.argmax(1), near.shape[1]).float()
+    return near.argmax(1)
+
+def adapt_character(
+    net:FaceNet, # an SCNN; left as it is
+    faces:np.ndarray, # (N,S,S,3) uint8 registered pictures of one character, every expression about as often; several hundred
+    epochs:int=6,
+    lr:float=2e-3, # highest rate
+    batch:int=64,
+    pull:float=.3, # weight of the nearest centre
+    seed:int=0
+)->FaceNet: # a copy with another tower; the fully connected layers are the same
+    "Train the tower on pictures without labels until the fully connected layers read this character"
+    set_seed(seed); faces = np.asarray(faces); out = adapt_norm(net, faces); size = getattr(net,'card',{}).get('size') or faces.shape[1]
+    n = max(1, len(faces)//batch); opt = torch.optim.AdamW(out.tower.parameters(), lr, weight_decay=0.); rng = np.random.default_rng(seed)
+    rate = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: min(1, (k+1)/10)*(1+np.cos(np.pi*k/(n*epochs)))/2)
+    for _ in range(epochs):
+        near = _nearest(out, faces, size); out.train(); out.head.eval()
+        for i in np.array_split(rng.permutation(len(faces))[:n*batch], n):
+            with torch.autocast('cpu', torch.bfloat16, enabled=has_bf16()): z = out(augment(to_input(faces[i]), size).contiguous(memory_format=torch.channels_last))
+            logp = z.float().log_softmax(1); p = logp.exp(); mean = p.mean(0)
+            loss = -(p*logp).sum(1).mean()+(mean*mean.clamp(min=1e-8).log()).sum()+pull*F.nll_loss(logp, near[i])
+            out.zero_grad(); loss.backward(); opt.step(); rate.step()
+    return adapt_norm(out, faces)
