@@ -1511,6 +1511,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'exprgen_nb.train_scnn._trained': ('train_scnn.html#_trained', 'exprgen_nb/train_scnn.py'),
                                        'exprgen_nb.train_scnn.clear': ('train_scnn.html#clear', 'exprgen_nb/train_scnn.py'),
                                        'exprgen_nb.train_scnn.family_folds': ('train_scnn.html#family_folds', 'exprgen_nb/train_scnn.py'),
+                                       'exprgen_nb.train_scnn.from_scratch': ('train_scnn.html#from_scratch', 'exprgen_nb/train_scnn.py'),
                                        'exprgen_nb.train_scnn.leave_out': ('train_scnn.html#leave_out', 'exprgen_nb/train_scnn.py'),
                                        'exprgen_nb.train_scnn.meet': ('train_scnn.html#meet', 'exprgen_nb/train_scnn.py'),
                                        'exprgen_nb.train_scnn.new_poses': ('train_scnn.html#new_poses', 'exprgen_nb/train_scnn.py'),

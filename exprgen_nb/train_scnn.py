@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLAIN', 'STRANGE', 'TEST', 'UNLABELLED', 'SHIPPED', 'POSES', 'PAPER', 'WAYS', 'clear', 'scnn_faces', 'family_folds',
            'scores_on', 'summary', 'training_faces', 'meet', 'leave_out', 'new_poses', 'paper_fold',
-           'train_shipped_scnn', 'temperature', 'rate_scnn', 'rate_paper']
+           'train_shipped_scnn', 'temperature', 'rate_scnn', 'rate_paper', 'from_scratch']
 
 # %% ../notebooks/39a_train_scnn.ipynb #4a6b5ecd
 import hashlib, json, os, time
@@ -223,3 +223,14 @@ def rate_paper(
     run = dict(data=f'{PLAIN["each"]*6} pictures of six characters, random folds (copies of a pose family on both sides, as the paper did), all intensities', paper=.9682, **summary(whole), folds=[summary(f)['accuracy'] for f in out], epochs=PAPER.fit.stages[0][1], size=PAPER.fit.stages[0][0], start=start, recipe=asdict(PAPER), seed=seed, hours=float(sum(f['hours'] for f in out)), history=[f['history'] for f in out])
     save_run('scnn_paper' if start else 'scnn_paper_scratch', run, _MODULES)
     return run
+
+def from_scratch(
+    fold:int=0, # of `new_poses`
+    seed:int=0
+)->dict: # the run
+    "One fold again with a tower that starts from chance, beside the one that starts from the HCNN's (§4.1); saves data/runs/scnn_scratch.json"
+    sets = [scnn_faces(**PLAIN), scnn_faces(**STRANGE)]; n = len(sets[0]); s = join_faces(*sets); inside = family_folds(s.table); net,history,hours = _trained(_named(f'families-{fold}-{seed}', POSES, PLAIN, STRANGE, 'scratch'), s.where(~inside[:,fold]), POSES, None, seed)
+    both = dict(scratch=summary(scores_on(net, s.where((np.arange(len(s))<n)&inside[:,fold]&(inside.sum(1)==1)&clear(s.table)))), hcnn=summary(new_poses(fold, seed)['plain'])); run = dict(data='new poses, one fold over families, not adapted', fold=fold, seed=seed, recipe=asdict(POSES), hours=hours, history=history, **{k:{x:r[x] for x in ('n','accuracy','interval','macro_recall')} for k,r in both.items()})
+    save_run('scnn_scratch', run, _MODULES)
+    return run
+
