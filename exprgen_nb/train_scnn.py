@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'STRANGE', 'TEST', 'UNLABELLED', 'SHIPPED', 'POSES', 'PAPER', 'WAYS', 'clear', 'scnn_faces', 'family_folds',
-           'scores_on', 'summary', 'training_faces', 'meet', 'leave_out', 'new_poses', 'paper_fold',
+           'scores_on', 'summary', 'training_faces', 'meet', 'leave_out', 'unlabelled_apart', 'new_poses', 'paper_fold',
            'train_shipped_scnn', 'temperature', 'rate_scnn', 'rate_paper', 'from_scratch']
 
 # %% ../notebooks/39a_train_scnn.ipynb #4a6b5ecd
@@ -140,21 +140,36 @@ def leave_out(
     key = _named(f'without-{name}-{seed}', SHIPPED, PLAIN, STRANGE); net,_,hours = _trained(key, training_faces(name), SHIPPED, seed=seed)
     return meet(net, name, key, hours)
 
+def unlabelled_apart(
+    s:Faces, # pictures whose families are dealt out
+    fold:int,
+    name:str # character
+)->tuple: # its pictures of `UNLABELLED`, and (N,) bool: no family of the row is in the fold
+    "What a network may look at without labels, with and without the families it will be asked about"
+    u = scnn_faces(**UNLABELLED, characters=(name,)); inside = family_folds(join_faces(s, u).table)
+    if not np.array_equal(inside[:len(s)], family_folds(s.table)): raise ValueError('the unlabelled pictures bring families of their own: the folds would be dealt differently')
+    return u, ~inside[len(s):,fold]
+
 def new_poses(
     fold:int, # 0..4
     seed:int=0
-)->dict: # 'plain' and 'adapted': answers on the fold's clear pictures
-    "Train on four fifths of the families, answer on the others; `adapted`: after half of `UNLABELLED` of each character"
+)->dict: # 'plain', 'adapted' and 'seen': answers on the fold's clear pictures
+    "Train on four fifths of the families, answer on the others; `adapted`: after unlabelled pictures of each character in those four fifths; `seen`: in all families"
     sets = [scnn_faces(**PLAIN), scnn_faces(**STRANGE)]; n = len(sets[0]); s = join_faces(*sets); inside = family_folds(s.table)
     key = _named(f'families-{fold}-{seed}', POSES, PLAIN, STRANGE); net,_,hours = _trained(key, s.where(~inside[:,fold]), POSES, seed=seed)
+    test = s.where((np.arange(len(s))<n)&inside[:,fold]&(inside.sum(1)==1)&clear(s.table)); of = lambda name: test.where((test.table.character==name).to_numpy())
+    def add(out, way, net, part):
+        for k,v in {**scores_on(net, part), 'family':(part.table.character+' '+part.table.family).tolist()}.items(): out[way][k] = hours if k=='hours' else out[way].get(k,[])+v
     def make():
-        test = s.where((np.arange(len(s))<n)&inside[:,fold]&(inside.sum(1)==1)&clear(s.table)); out = {w:{} for w in ('plain','adapted')}
-        for name in DATABASE_CHARACTERS:
-            part = test.where((test.table.character==name).to_numpy()); own = adapt_character(net, scnn_faces(**UNLABELLED, characters=(name,)).faces[::2], epochs=4)
-            for w,of in zip(out, (net,own)):
-                for k,v in {**scores_on(of, part), 'family':(part.table.character+' '+part.table.family).tolist()}.items(): out[w][k] = hours if k=='hours' else out[w].get(k,[])+v
+        out = {w:{} for w in ('plain','adapted')}
+        for name in DATABASE_CHARACTERS: add(out, 'plain', net, of(name)); add(out, 'adapted', adapt_character(net, scnn_faces(**UNLABELLED, characters=(name,)).faces[::2], epochs=4), of(name))
         return out
-    return _kept(_named(f'poses-{fold}', key, UNLABELLED, code_hash(('scnn',))), make)
+    def apart():
+        out = dict(adapted={})
+        for name in DATABASE_CHARACTERS: u,ok = unlabelled_apart(s, fold, name); add(out, 'adapted', adapt_character(net, u.faces[ok]), of(name))
+        return out
+    old = _kept(_named(f'poses-{fold}', key, UNLABELLED, code_hash(('scnn',))), make)
+    return dict(plain=old['plain'], seen=old['adapted'], **_kept(_named(f'poses-apart-{fold}', key, UNLABELLED, code_hash(('scnn',))), apart))
 
 def paper_fold(
     fold:int, # 0..9
@@ -205,7 +220,7 @@ def rate_scnn(
     "New poses (5 folds over families), characters left out (six folds, and the shipped network on the three new ones); saves data/runs/scnn.json"
     net = load_scnn(); met = {n:leave_out(n, seed) for n in DATABASE_CHARACTERS}|{n:meet(net, n, net.card['sha256']) for n in NEW_CHARACTERS}
     left = {way:{n:summary(a[way]) for n,a in met.items()} for way in WAYS}; new = {k:sum((met[n]['plain'][k] for n in NEW_CHARACTERS), []) for k in ('truth','pred','confidence','character')}
-    folds = [new_poses(k, seed) for k in folds]; whole = {w:{k:sum((f[w][k] for f in folds), []) for k in ('truth','pred','confidence','character','family')} for w in ('plain','adapted') if folds}
+    folds = [new_poses(k, seed) for k in folds]; whole = {w:{k:sum((f[w][k] for f in folds), []) for k in ('truth','pred','confidence','character','family')} for w in ('plain','adapted','seen') if folds}
     acc = {way:[v['accuracy'] for v in by.values()] for way,by in left.items()}
     run = dict(data='ced tables without blends, intensity .6 and more; camera ±15° yaw, ±6° pitch, five sets of lights, any background', left_out={way:dict(mean=float(np.mean(acc[way])), worst=float(np.min(acc[way])), characters=left[way]) for way in WAYS},
         new_poses={w:{**summary(a, a['family']), 'folds':[summary(f[w])['accuracy'] for f in folds]} for w,a in whole.items()} or load_run('scnn')['new_poses'], recipe=asdict(SHIPPED), tables=dict(plain=PLAIN, strangers=STRANGE, unlabelled=UNLABELLED, test={**TEST, 'characters':list(CHARACTERS)}), seed=seed,
