@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'hcnn', 'pool_tower', 'ResFace', 'Preset', 'preset', 'VoteLoss', 'class_weights', 'best_device', 'has_bf16',
            'fit_stages', 'on_processes', 'make_learner', 'train_hcnn', 'expression_loaders', 'expression_loss',
-           'find_rate', 'load_hcnn', 'predict_expression', 'average_weights', 'calibrate']
+           'find_rate', 'load_hcnn', 'load_resface', 'predict_expression', 'average_weights', 'calibrate']
 
 # %% ../notebooks/32_hcnn.ipynb #66120a56
 import copy, os, tempfile
@@ -34,11 +34,15 @@ def pool_tower()->nn.Sequential: # (B,3,H,W) or grey (B,1,H,W) -> (B,64)
 
 class ResFace(nn.Module):
     "A residual net under a million parameters, same input and output as the HCNN"
-    def __init__(self, widths:tuple=(48,96,144), dropout:float=.2):
+    def __init__(self,
+        widths:tuple=(48,96,144), # channels of the three stages
+        dropout:float=.2,
+        pool:int=0 # length of `embed`'s answer; 0: the last width
+    ):
         super().__init__(); self.grey = GreyStandard(); a,b,c = widths
         self.tower = nn.Sequential(conv(1,a,5,2), _Residual(a,a,1), _Residual(a,b,2), _Residual(b,b,1), _Residual(b,c,2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(c, len(EXPRESSIONS)))
-    def embed(self, img): return self.tower(self.grey(img).contiguous(memory_format=torch.channels_last))
+        self.squeeze = nn.Linear(c, pool, bias=False) if pool else nn.Identity(); self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(pool or c, len(EXPRESSIONS)))
+    def embed(self, img): return self.squeeze(self.tower(self.grey(img).contiguous(memory_format=torch.channels_last)))
     def forward(self, img): return self.head(self.embed(img))
 
 class _Residual(nn.Module):
@@ -264,8 +268,14 @@ def load_hcnn(
     "The trained HCNN"
     return load_model(path or Path(cfg.weights)/'hcnn.safetensors', lambda **k: hcnn(**k))
 
+def load_resface(
+    path:str|Path|None=None # None: the weights that come with the package
+)->ResFace: # in evaluation mode, with `.card`
+    "The trained residual net, which names more photos right"
+    return load_model(path or Path(cfg.weights)/'resface.safetensors', ResFace)
+
 def predict_expression(
-    net:FaceNet, # an HCNN
+    net:nn.Module, # an HCNN or a `ResFace`
     faces:np.ndarray, # (N,S,S,3) uint8 registered faces, or grey (N,S,S)
     flip:bool=True # mean of the scores of each face and of its mirror image
 )->np.ndarray: # (N,7) probabilities
@@ -285,7 +295,7 @@ def average_weights(
 
 @torch.no_grad()
 def calibrate(
-    net:FaceNet, # scaled in place
+    net:nn.Module, # an HCNN or a `ResFace`, scaled in place
     faces:np.ndarray, # (N,S,S,3) or (N,S,S) uint8 registered faces, none of a test set
     truth:np.ndarray # (N,) class numbers
 )->float: # the factor

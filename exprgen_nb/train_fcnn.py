@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEARNT', 'TESTED', 'DATABASE', 'FRESH', 'LAYERS', 'Side', 'relative', 'grey', 'photo_side', 'own_features',
            'synthetic_side', 'sides_of', 'character_side', 'join', 'mine', 'held_scnn', 'shares_of', 'end_to_end',
-           'told_shares', 'taught', 'train_ways', 'after_edits', 'search_table', 'rated', 'exact', 'train_shipped_fcnn',
-           'publish_fcnn', 'panel_faces', 'panel_picks', 'draw_panel_of']
+           'told_shares', 'taught', 'taught_resface', 'train_ways', 'after_edits', 'search_table', 'rated', 'exact',
+           'train_shipped_fcnn', 'publish_fcnn', 'panel_faces', 'panel_picks', 'draw_panel_of']
 
 # %% ../notebooks/39c_train_fcnn.ipynb #621a6c9d
 import copy, hashlib, os, time
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy.spatial import cKDTree
-from .blocks import load_model, run_batches, save_model, save_run
+from .blocks import WIDTH, load_model, run_batches, save_model, save_run
 from .characters import DATABASE_CHARACTERS, character
-from .core import EXPRESSIONS, cfg
-from .fcnn import FCNN, PRESETS, load_fcnn, rate_fcnn, retrieval_quality, retrieve, teach_branch, train_fcnn
+from .core import EXPRESSIONS, cfg, set_seed
+from .fcnn import AMONG, FCNN, PRESETS, load_fcnn, rate_fcnn, retrieval_quality, retrieve, teach_branch, train_fcnn
 from .geometry import geo_features
-from .hcnn import hcnn as hcnn_net, load_hcnn, predict_expression
+from .hcnn import ResFace, hcnn as hcnn_net, load_hcnn, load_resface, predict_expression
 from .loaders import soft_labels, to_grey
 from .poses import ced
 from .rig_cnn import pose_features, reference
@@ -166,10 +166,19 @@ def taught(net, P, steps=(1000,1200), seed=0): # steps of the people's and of th
 FRESH = dict(rounds=8, share=.3) # minings of the two layers: pictures as dense as on the other sides, where a side has three tenths of the training pictures
 LAYERS = dict(hidden=512, hard=1.)
 
-def train_ways(P, C, few, fresh, within, branches, end_steps=1000, teach=(1000,1200), preset='fast', seed=0)->dict: # way -> (net with branches, pools of people, pools of pictures)
+def taught_resface(P, steps=1500, seed=0):
+    "The residual net as people's branch, its pool taught expression and features; a finished training is read back"
+    start = load_resface(); f = Path(cfg.cache)/'training'/f'fcnn-resface-{start.card["sha256"][:8]}-{len(P)}-{steps}-{seed}.safetensors'; i = np.flatnonzero(P.side=='train')
+    if not f.exists():
+        set_seed(seed); net = ResFace(pool=WIDTH); net.tower.load_state_dict(start.tower.state_dict())
+        teach_branch(net, P.faces[i], told_shares(P)[i], P.geo[i], None, shares_of(P, pd.DataFrame(dict(anchor=i))), False, steps, seed=seed); save_model(net, f, dict(kind='people', build=dict(pool=WIDTH), size=64))
+    return load_model(f, ResFace)
+
+def train_ways(P, C, few, fresh, within, branches, end_steps=1000, teach=(1000,1200), residual=0, preset='fast', seed=0)->dict: # way -> (net with branches, pools of people, pools of pictures)
     "Branches as they were and branches that learned, and on each pair two layers trained alike"
     look = lambda people,chars: tuple(run_batches(b, S.faces, what='embed').float().numpy() for b,S in ((people,P),(chars,C))); h,c = look(*branches); ways = {'frozen':(*branches, h, c)}
     if end_steps: net = taught(end_to_end(P, C, few, within, branches, h, c, end_steps, seed), P, teach, seed); two = net.people,net.characters; ways['end to end'] = (*two, *look(*two))
+    if end_steps and residual: two = taught_resface(P, residual, seed),net.characters; ways['residual'] = (*two, *look(*two))
     for k,(people,chars,h,c) in ways.items():
         n,_ = train_fcnn(fresh, h, c, preset=preset, weight=shares_of(P, fresh), seed=seed, **LAYERS); n.people,n.characters = people,chars; ways[k] = (n,h,c)
     return ways
@@ -189,7 +198,7 @@ def search_table(people:Side, characters:Side, h, c, nets, predicted, side='test
     out = {}; j = np.flatnonzero(characters.side==side); lc,gc = characters.label[j],characters.geo[j]; rng = np.random.default_rng(seed); rows = {e:np.flatnonzero(lc==e) for e in EXPRESSIONS}; tree = cKDTree(gc)
     for src in np.unique(people.group):
         i = np.flatnonzero((people.side==side)&(people.group==src)); g,l,p = people.geo[i],people.label[i],predicted[i]
-        ways = {'label only':np.stack([rng.choice(rows[e], 10) for e in p]), 'geometry only':tree.query(g, 10)[1], "the paper's search":nearest(g, p, gc, lc, 10)[0], **{k:retrieve(n, h[i], c[j], 10)[0] for k,n in nets.items()}}
+        ways = {'label only':np.stack([rng.choice(rows[e], 10) for e in p]), 'geometry only':tree.query(g, 10)[1], "the paper's search":nearest(g, p, gc, lc, 10)[0], **{k:retrieve(n, h[i], c[j], 10)[0] for k,n in nets.items()}, **{k+', then geometry':retrieve(n, h[i], c[j], 10, (g,gc))[0] for k,n in nets.items()}}
         out[str(src)] = {k:retrieval_quality(r, l, lc, g, gc) for k,r in ways.items()}
     return out
 
@@ -227,7 +236,7 @@ def train_shipped_fcnn(
 def publish_fcnn(net, P, C, run, hcnn):
     "Weights with both branches in them, card and run"
     short = {g:{k:dict(test_auc=v['test_auc'], kinds=v['kinds']) for k,v in x.items()} for g,x in run['test'][run['chosen']].items()}
-    card = dict(kind='fcnn', build=dict(branches=True, hidden=net.first.out_features), size=64, reads='registered pictures of 64 px, people and characters; branches inside', trained=run['chosen'], hcnn=hcnn.card['sha256'], data=f'triplets of {(P.side=="train").sum()} people ({", ".join(np.unique(P.group))}) and {(C.side=="train").sum()} pictures of {", ".join(DATABASE_CHARACTERS)}', preset=run['preset'], seed=run['seed'], test=short,
+    card = dict(kind='fcnn', build=dict(branches=True, hidden=net.first.out_features, residual=isinstance(net.people, ResFace)), size=64, reads='registered pictures of 64 px, people and characters; branches inside', trained=run['chosen'], hcnn=hcnn.card['sha256'], data=f'triplets of {(P.side=="train").sum()} people ({", ".join(np.unique(P.group))}) and {(C.side=="train").sum()} pictures of {", ".join(DATABASE_CHARACTERS)}', preset=run['preset'], seed=run['seed'], test=short,
         licence='Apache-2.0; learned from photos collected from the web for research (FER2013; votes: FER+, MIT), from synthetic people and from our own characters; no picture of a person is part of it')
     save_model(net, Path(cfg.weights)/'fcnn.safetensors', card); number = lambda S: {s:int((S.side==s).sum()) for s in ('train','validation','test')}
     run = dict(data="people: FER+ by its splits, synthetic people by person; pictures: folds of pose families, intensity .6 and more; the SCNN's branch started from one that saw none of the held-out families; labels of the data sets; equal shares of the three kinds of negatives; clear: the positive is near and the negatives in geometry are far, by limits of the training triplets; ranked: the share of triplets whose positive scores higher than its negative", n=dict(people={str(g):number(P.where(P.group==g)) for g in np.unique(P.group)}, pictures=number(C)), **run, test_uses='once, after the choice on validation')
@@ -252,6 +261,7 @@ def panel_faces(
 def panel_picks(
     rows:pd.DataFrame, # of `panel_faces`
     net=None, # FCNN; None: the one that ships
+    among:int=AMONG, # see `retrieve`
 )->tuple: # for each face (S,S,3) uint8, row of the f-CNN's and of geometry's pick, and the database with its controls
     "What both ways choose for each face"
     from exprgen_nb.preprocess import FaceStore
@@ -262,7 +272,7 @@ def panel_picks(
         s = P[r.source]; i = int(name[r.source].get_loc(r.path)); photos.append(np.asarray(s.faces[i])); g = (s.geo[i]-ref.neutral)/ref.scale
         if r.source=='synthetic': g = L.geo[L.side=='test'][np.flatnonzero(np.flatnonzero(np.isin(s.table.expression, EXPRESSIONS)&(s.table.intensity>=.6))==i)[0]]
         j = np.flatnonzero(C.group==r.character); h = run_batches(net.people, grey(photos[-1][None]), what='embed').float().numpy()
-        first.append(int(j[retrieve(net, h, c[j], 1)[0][0,0]])); second.append(int(j[((C.geo[j]-g)**2).sum(1).argmin()]))
+        first.append(int(j[retrieve(net, h, c[j], 1, (g[None],C.geo[j]), among)[0][0,0]])); second.append(int(j[((C.geo[j]-g)**2).sum(1).argmin()]))
     return photos, np.array(first), np.array(second), table
 
 def draw_panel_of(
