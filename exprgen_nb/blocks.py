@@ -99,12 +99,13 @@ def _sha(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 def save_model(
     net:nn.Module, # trained network
     path:str|Path, # `….safetensors`; the card goes beside it as `….json`
-    card:dict # what a user must know; `kind` and `build` (arguments of the class) are required
+    card:dict, # what a user must know; `kind` and `build` (arguments of the class) are required
+    half:bool=False # weights of 1,000 numbers and more as float16: half the size
 )->Path: # the weight file
     "Write weights (float32 safetensors) and card, each by rename"
     if not {'kind','build'} <= set(card): raise ValueError('the card needs `kind` and `build`')
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True); tmp = path.with_suffix('.tmp')
-    save_file({k:v.detach().cpu().contiguous() for k,v in net.state_dict().items()}, tmp); os.replace(tmp, path)
+    save_file({k:(v.half() if half and v.numel()>=1000 else v).detach().cpu().contiguous() for k,v in net.state_dict().items()}, tmp); os.replace(tmp, path)
     tmp.write_text(json.dumps({**card, 'sha256':_sha(path)}, indent=1)+'\n'); os.replace(tmp, path.with_suffix('.json'))
     return path
 

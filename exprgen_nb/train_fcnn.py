@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from .blocks import WIDTH, load_model, run_batches, save_model, save_run
 from .characters import DATABASE_CHARACTERS, character
 from .core import EXPRESSIONS, cfg, set_seed
-from .fcnn import AMONG, FCNN, PRESETS, load_fcnn, rate_fcnn, retrieval_quality, retrieve, teach_branch, train_fcnn
+from .fcnn import AMONG, STAY, FCNN, PRESETS, load_fcnn, rate_fcnn, retrieval_quality, retrieve, teach_branch, train_fcnn
 from .geometry import geo_features
 from .hcnn import ResFace, hcnn as hcnn_net, load_hcnn, load_resface, predict_expression
 from .loaders import soft_labels, to_grey
@@ -185,11 +185,11 @@ def train_ways(P, C, few, fresh, within, branches, end_steps=1000, teach=(1000,1
 
 
 # %% ../notebooks/39c_train_fcnn.ipynb #ab265fc5
-def after_edits(net, P, C, h, c, train, n=20, steps=300, seed=0)->tuple: # the net, heard (share of the edits among the first five)
+def after_edits(net, P, C, h, c, train, n=20, steps=300, stay=STAY, seed=0)->tuple: # the net, heard (share of the edits among the first five)
     "Twenty faces corrected, and listened to"
     i,j = (np.flatnonzero(s.side=='validation') for s in (P,C)); rng = np.random.default_rng(seed); first = j[retrieve(net, h[i], c[j], 1)[0][:,0]]; wrong = rng.permutation(i[C.label[first]!=P.label[i]])[:n]
     t = mine(P, C, 'validation', seed, of=np.isin(np.arange(len(P)), wrong)); some = train[train.anchor.isin(rng.permutation(train.anchor.unique())[:2000])]
-    new,_ = train_fcnn(pd.concat([some.assign(state='mined'), t.assign(state='swap')], ignore_index=True), h, c, net=copy.deepcopy(net), preset='tiny', steps=steps, hard=LAYERS['hard'], seed=seed)
+    new,_ = train_fcnn(pd.concat([some.assign(state='mined'), t.assign(state='swap')], ignore_index=True), h, c, net=copy.deepcopy(net), preset='tiny', steps=steps, hard=LAYERS['hard'], stay=stay, seed=seed)
     want = t.drop_duplicates('anchor').set_index('anchor').positive; found = retrieve(new, h[wrong], c[j], 5)[0]
     return new, float(np.mean([want[a] in j[r] for a,r in zip(wrong, found)]))
 
@@ -222,16 +222,18 @@ def train_shipped_fcnn(
     seed:int=0,
     end_steps:int=1000, # steps of the end-to-end training, 0: none
     teach:tuple=(1000,1200), # steps of the people's and of the characters' branch alone
+    residual:int=1500, # steps of the residual people's branch, 0: none
 )->dict: # the run
     "Train, choose on validation, save weights, card and run"
     tic = time.time(); hcnn,scnn = load_hcnn(),held_scnn(seed); P,(C,_) = join(photo_side(seed=seed), synthetic_side()),character_side()
     train = mine(P, C, 'train', seed); within = limits(train)
     fresh = pd.concat([mine(P, C, 'train', seed+10+k, share=FRESH['share']) for k in range(FRESH['rounds'])], ignore_index=True)
-    nets = train_ways(P, C, clear_cut(train, *within), fresh, within, (hcnn,scnn), end_steps, teach, preset, seed); val = rated(nets, P, C, 'validation', within, seed+1)
+    nets = train_ways(P, C, clear_cut(train, *within), fresh, within, (hcnn,scnn), end_steps, teach, residual, preset, seed); val = rated(nets, P, C, 'validation', within, seed+1)
     best = max(nets, key=lambda k: np.mean([v['all']['test_auc'] for v in val[k].values()])); net,h,c = nets[best]; edited,heard = after_edits(net, P, C, h, c, fresh, seed=seed)
-    test = rated({**nets, 'after edits':(edited,h,c)}, P, C, 'test', within, seed+2) # the one use of the test sides
+    others = {f'seed {seed+k}':(train_fcnn(fresh, h, c, preset=preset, weight=shares_of(P, fresh), seed=seed+k, **LAYERS)[0],h,c) for k in (1,2)} # how far two layers differ that only chance tells apart
+    test = rated({**nets, 'after edits':(edited,h,c), **others}, P, C, 'test', within, seed+2) # the one use of the test sides
     k = P.side=='test'; predicted = P.label.copy(); predicted[k] = np.array(EXPRESSIONS)[predict_expression(hcnn, P.faces[k]).argmax(1)]; search = search_table(P, C, h, c, {'f-CNN':net, 'f-CNN after edits':edited}, predicted)
-    return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, test=test, search=search, heard=heard), hcnn)
+    return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), residual=residual, among=AMONG, stay=STAY, seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, test=test, search=search, heard=heard), hcnn)
 
 def publish_fcnn(net, P, C, run, hcnn):
     "Weights with both branches in them, card and run"

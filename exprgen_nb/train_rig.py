@@ -26,7 +26,7 @@ from .loaders import soft_labels, to_grey
 from .poses import ced, key_poses, sample_poses
 from .preprocess import FaceStore
 from .registration import register
-from .rig_cnn import PRESETS as RIG_PRESETS, card_build, fit_sharpening, from_actions, level, liveliness, load_rig_cnn, match_pairs, mirror_scaled, pose_features, train_heads, train_rig_cnn, two_ways, within_class
+from .rig_cnn import PRESETS as RIG_PRESETS, card_build, fit_sharpening, from_actions, level, liveliness, load_rig_cnn, match_pairs, mirror_scaled, pose_features, rig_cnn, train_heads, train_rig_cnn, two_ways, within_class
 from .scnn import character_face, load_scnn, scores_of
 from .training import KIND, Faces, face_store
 
@@ -105,9 +105,9 @@ def fit_rig_cnns(
         start = load_hcnn(); store = face_store('ferplus', RIG_PRESETS[preset].stages[-1][0]); match = lambda r: retrieved_pairs(store, r, load_fcnn(), start, load_scnn())[0]
         made = [train_rig_cnn(store, match(r), r, start, preset, folder/r.name, True, seed, progress, np.ones(len(store), np.float32), both=0.) for r in rigs]
         return [n for n,_ in made],[h for _,h in made]
-    start = load_resface(); faces,targets,weight,said = rig_data(rigs, start, seed=seed)
-    nets,history = train_rig_cnn(faces, targets, rigs, start, preset, folder, True, seed, progress, weight, said, gated=True, places=True, median=True, seen=seen_in_training())
-    train_heads(nets, faces, targets, rigs, weight, said, seed=seed)
+    start,seen = load_resface(),seen_in_training(); faces,targets,weight,said = rig_data(rigs, start, seed=seed); opinion = run_batches(rig_cnn(rigs[0], start, True, asks=True, seen=seen), faces.faces, RIG_PRESETS[preset].stages[-1][0], what='opinion').numpy()
+    nets,history = train_rig_cnn(faces, targets, rigs, start, preset, folder, True, seed, progress, weight, said, gated=True, places=True, median=True, seen=seen, opinion=opinion)
+    train_heads(nets, faces, targets, rigs, weight, said, seed=seed, opinion=opinion)
     for r,n in zip(rigs, nets): level_on(n, r)
     return nets, history
 
@@ -276,17 +276,17 @@ def publish_rig_cnns(
     p=None # the Preset, where it was not the one of that name
 )->dict: # the run
     "Sharpen, save, load again, rate, and write the run; no test photo is used"
-    p = p or RIG_PRESETS[preset]; size = p.stages[-1][0]; hcnn,scnn = load_hcnn(),load_scnn(); store,press = face_store('ferplus'),face_store('press'); fit,check = halves(store); side = np.flatnonzero(press.table.split=='validation'); shas = {'hcnn':hcnn.card['sha256'], 'scnn':scnn.card['sha256']}
-    data = 'FER+ training faces paired with poses by label and geometry; 16,000 pictures of 700 synthetic people with known facial actions' if preset!='paper' else "FER+ training faces paired with poses by the f-CNN's matches"
+    p = p or RIG_PRESETS[preset]; size = p.stages[-1][0]; asked,scnn = load_hcnn() if preset=='paper' else load_resface(),load_scnn(); store,press = face_store('ferplus'),face_store('press'); fit,check = halves(store); side = np.flatnonzero(press.table.split=='validation'); shas = {asked.card['kind']:asked.card['sha256'], 'scnn':scnn.card['sha256']}
+    data = 'FER+ training faces paired with poses by label and geometry; 40,000 pictures of 1,900 synthetic people with known facial actions' if preset!='paper' else "FER+ training faces paired with poses by the f-CNN's matches"
     test,train = portraits(102, 1200, 120),portraits(100, 800, 500, 0); result = {}
     for name,net in zip(primaries, nets):
         rig = character(name); target = pairs_for(store, rig, seed=seed)[0]
         if not net.head.gated: sharpen_on(net, rig, store, fit, seed) # a gate says how sure it is
-        card = dict(kind='rig_cnn', build=card_build(net), size=size, registration=KIND, preprocessing='registered face, RGB in [0,1]; grey and standardised inside the network', primary=name, data=data, hcnn=hcnn.card['sha256'], preset=preset, arguments=asdict(p), seed=seed, note=note, licence=_LICENCE)
-        save_model(net, Path(cfg.weights)/f'rig_cnn__{name}.safetensors', card); net = load_rig_cnn(rig); shas[f'rig_cnn__{name}'] = net.card['sha256']
+        card = dict(kind='rig_cnn', build=card_build(net), size=size, registration=KIND, preprocessing='registered face, RGB in [0,1]; grey and standardised inside the network', primary=name, data=data, start=asked.card['sha256'], preset=preset, arguments=asdict(p), seed=seed, note=note, licence=_LICENCE)
+        save_model(net, Path(cfg.weights)/f'rig_cnn__{name}.safetensors', card, half=True); net = load_rig_cnn(rig); shas[f'rig_cnn__{name}'] = net.card['sha256']
         result[name] = dict(validation=rate_rig_cnn(net, store, target, size, check), people=rate_people(net, rig, test, train), scnn_judged=dict(ferplus=judge_photos(net, rig, store, target, check, scnn), press=judge_photos(net, rig, press, None, side, scnn)),
             mirror_photos=mirror_difference(rig, *(run_batches(net, f, size=size, what='controls').numpy() for f in (store.faces[check], store.faces[check][:,:,::-1]))))
-    run = dict(data=data+'; levelled on one half of FER+ validation, photos measured on the other half and on the press validation half (both validation halves also chose `FIRM` and that the HCNN decides in the gate); people: 1,200 portraits of 120 unseen synthetic people (seed 102), 200 of them winks, through landmarker and registration', preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2), note=note, loss=history, primaries=result, scnn_judged='the drawn answer named by the SCNN: a stand-in for people, not the panel')
+    run = dict(data=data+'; levelled on one half of FER+ validation, photos measured on the other half and on the press validation half (both validation halves also chose `FIRM` and that a network that names expressions decides in the gate); people: 1,200 portraits of 120 unseen synthetic people (seed 102), 200 of them winks, through landmarker and registration', preset=preset, arguments=asdict(p), seed=seed, hours=round(hours,2), note=note, loss=history, primaries=result, scnn_judged='the drawn answer named by the SCNN: a stand-in for people, not the panel')
     save_run('rig_cnn', run, MODULES, shas)
     return run
 

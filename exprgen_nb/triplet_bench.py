@@ -326,12 +326,12 @@ def train(self:Bench,
 ):
     "Go on training with the triplets as they are now, and list what is retrieved otherwise"
     from exprgen_nb.blocks import save_model
-    from exprgen_nb.fcnn import retrieve, train_fcnn
+    from exprgen_nb.fcnn import STAY, retrieve, train_fcnn
     t = self.table.triplets(); P,C = self.people,self.chars; a = np.array(sorted(self.at)); self.loss = []; y = self._labels(t); tic = time.time(); first = self.net is None
     before = retrieve(self.net, P.pool[a], C.pool, 5)[0] if self.net is not None else np.array([[int(self.table.mined.positive.iloc[self.at[i][0]])] for i in a])
     def on_step(k, loss):
         self.loss.append(round(float(loss), 4)); say and say(k, float(loss))
-    net,_ = train_fcnn(t, P.pool, C.pool, (y,C.label), (P.geo,C.geo), net=deepcopy(self.net), preset=self.preset, steps=steps, on_step=on_step)
+    net,_ = train_fcnn(t, P.pool, C.pool, (y,C.label), (P.geo,C.geo), net=deepcopy(self.net), preset=self.preset, steps=steps, stay=STAY if self.net is not None else 0., on_step=on_step)
     save_model(net, self.kept, dict(kind='fcnn', build=dict(branches=False, hidden=net.first.out_features), branches=branches()[2], data='triplets of the bench', edits=len(self.table.live())))
     self.net,self._sim = net,{}; after = retrieve(net, P.pool[a], C.pool, 5)[0]; self.trained = self._compare(t, a, before, after); self.trained['first'] = first; self.trained['seconds'] = round(time.time()-tic, 1); self.loss = self.loss[::max(1, len(self.loss)//120)]; self.note = f'trained {steps} steps on {len(t)} triplets'; self.show()
 
