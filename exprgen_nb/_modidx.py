@@ -1462,6 +1462,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'exprgen_nb.train_fcnn.held_scnn': ('train_fcnn.html#held_scnn', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.join': ('train_fcnn.html#join', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.mine': ('train_fcnn.html#mine', 'exprgen_nb/train_fcnn.py'),
+                                       'exprgen_nb.train_fcnn.moved': ('train_fcnn.html#moved', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.own_features': ('train_fcnn.html#own_features', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.panel_faces': ('train_fcnn.html#panel_faces', 'exprgen_nb/train_fcnn.py'),
                                        'exprgen_nb.train_fcnn.panel_picks': ('train_fcnn.html#panel_picks', 'exprgen_nb/train_fcnn.py'),

@@ -88,7 +88,7 @@ def batch_loss(
 PRESETS = dict(fast=dict(steps=3000, batch=256, lr=3e-3, decay=5e-4, optimiser='adamw'), paper=dict(steps=20000, batch=50, lr=1e-4, decay=5e-4, optimiser='sgd'), tiny=dict(steps=400, batch=64, lr=5e-3, decay=5e-4, optimiser='adamw'),
     end=dict(steps=1200, batch=64, lr=1.5e-3, decay=.01, optimiser='adamw')) # from pictures, ours
 
-STAY = 1. # weight of `stay` where somebody's edits are learned; chosen on validation faces
+STAY = 4. # weight of `stay` where somebody's edits are learned; chosen on validation faces
 MIRRORED = (1,0,3,2,4,5,6,8,7) # order of the nine features in a mirrored face
 
 def _half():

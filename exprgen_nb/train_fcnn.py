@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEARNT', 'TESTED', 'DATABASE', 'FRESH', 'LAYERS', 'Side', 'relative', 'grey', 'photo_side', 'own_features',
            'synthetic_side', 'sides_of', 'character_side', 'join', 'mine', 'held_scnn', 'shares_of', 'end_to_end',
-           'told_shares', 'taught', 'taught_resface', 'train_ways', 'after_edits', 'search_table', 'rated', 'exact',
-           'train_shipped_fcnn', 'publish_fcnn', 'panel_faces', 'panel_picks', 'draw_panel_of']
+           'told_shares', 'taught', 'taught_resface', 'train_ways', 'after_edits', 'search_table', 'rated', 'moved',
+           'exact', 'train_shipped_fcnn', 'publish_fcnn', 'panel_faces', 'panel_picks', 'draw_panel_of']
 
 # %% ../notebooks/39c_train_fcnn.ipynb #621a6c9d
 import copy, hashlib, os, time
@@ -204,11 +204,23 @@ def search_table(people:Side, characters:Side, h, c, nets, predicted, side='test
 
 # %% ../notebooks/39c_train_fcnn.ipynb #cab9070b
 def rated(nets, P, C, side, within, seed=1)->dict: # way -> source -> `all` and `clear`, as `rate_fcnn`, and what exact geometry scores
-    "Every net on every source of people"
-    out = {k:{} for k in nets}
+    "Every net on every source of people, and on everybody"
+    out = {k:{} for k in nets}; of = {str(g):mine(P, C, side, seed, of=P.group==g) for g in np.unique(P.group)}
+    if len(of)>1: of['everybody'] = pd.concat(of.values(), ignore_index=True)
+    for g,t in of.items():
+        for k,(net,h,c) in nets.items(): out[k][g] = {n:dict(rate_fcnn(net, x, h, c, P.label), faces=len(x)//3, exact_geometry=exact_geometry(x)) for n,x in (('clear',clear_cut(t, *within)),('all',t))}
+    return out
+
+def moved(net, edited, P, C, h, c, side='test', seed=2, draws=300)->dict: # source -> before, after, difference, interval
+    "What edits cost the ranking of everybody else: `test_auc` before and after, and the 95 % interval of the difference over other faces"
+    from sklearn.metrics import roc_auc_score
+    out = {}; rng = np.random.default_rng(0)
     for g in np.unique(P.group):
-        t = mine(P, C, side, seed, of=P.group==g)
-        for k,(net,h,c) in nets.items(): out[k][str(g)] = {n:dict(rate_fcnn(net, x, h, c, P.label), faces=len(x)//3, exact_geometry=exact_geometry(x)) for n,x in (('clear',clear_cut(t, *within)),('all',t))}
+        t = mine(P, C, side, seed, of=P.group==g); a,p,q = (t[k].to_numpy() for k in ('anchor','positive','negative')); e = P.label[a]; faces,at = np.unique(a, return_inverse=True); rows = np.split(np.argsort(at, kind='stable'), np.cumsum(np.bincount(at))[:-1]); S = {}
+        for k,n in (('before',net.layers()),('after',edited.layers())): S[k] = [n.score(torch.tensor(h[a]), torch.tensor(c[x])).detach().numpy() for x in (p,q)]
+        auc = lambda k,i: np.mean([roc_auc_score(np.repeat([1,0], (e[i]==x).sum()), np.concatenate([s[i][e[i]==x] for s in S[k]])) for x in np.unique(e[i])]); every = np.arange(len(t)); d = []
+        for _ in range(draws): i = np.concatenate([rows[k] for x in EXPRESSIONS for pool in [np.flatnonzero(P.label[faces]==x)] if len(pool) for k in rng.choice(pool, len(pool))]); d.append(auc('after', i)-auc('before', i))
+        out[str(g)] = dict(before=float(auc('before', every)), after=float(auc('after', every)), difference=float(auc('after', every)-auc('before', every)), interval=[float(x) for x in np.percentile(d, [2.5,97.5])])
     return out
 
 def exact(P, C, few, fresh, within, seed=0)->dict: # way -> source -> as `rated`, on validation
@@ -233,7 +245,7 @@ def train_shipped_fcnn(
     others = {f'seed {seed+k}':(train_fcnn(fresh, h, c, preset=preset, weight=shares_of(P, fresh), seed=seed+k, **LAYERS)[0],h,c) for k in (1,2)} # how far two layers differ that only chance tells apart
     test = rated({**nets, 'after edits':(edited,h,c), **others}, P, C, 'test', within, seed+2) # the one use of the test sides
     k = P.side=='test'; predicted = P.label.copy(); predicted[k] = np.array(EXPRESSIONS)[predict_expression(hcnn, P.faces[k]).argmax(1)]; search = search_table(P, C, h, c, {'f-CNN':net, 'f-CNN after edits':edited}, predicted)
-    return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), residual=residual, among=AMONG, stay=STAY, seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, test=test, search=search, heard=heard), hcnn)
+    return publish_fcnn(net, P, C, dict(preset=preset, layers=LAYERS, fresh=FRESH, end_steps=end_steps, teach=list(teach), residual=residual, among=AMONG, stay=STAY, seed=seed, hours=round((time.time()-tic)/3600,2), chosen=best, within=list(within), validation=val, test=test, search=search, heard=heard, moved=moved(net, edited, P, C, h, c, seed=seed+2)), hcnn)
 
 def publish_fcnn(net, P, C, run, hcnn):
     "Weights with both branches in them, card and run"
