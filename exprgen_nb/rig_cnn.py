@@ -274,7 +274,7 @@ def train_rig_cnn(
     gated:bool=False, # see `RigHead`; the seven poses start at the mean targets of what people said
     places:bool=False,
     median:bool=False, # see `RigLoss`
-    seen:np.ndarray|None=None, # (7,) see `rig_cnn`; given: the HCNN is asked
+    seen:np.ndarray|None=None, # (7,) see `rig_cnn`; given: `start` is asked, too
     opinion:np.ndarray|None=None, # (N,7) what who is asked says of the pictures, where that is known; None: it is asked
     tower:dict|None=None # state of a tower to go on from; None: that of `start`
 )->tuple: # trained RigCNN (a list for a list of rigs), history
@@ -290,7 +290,7 @@ def train_rig_cnn(
         cw = class_weights(soft_labels(store.table, hard=True)[rows(store,('train',))], p.balance); weight = np.array([cw[EXPRESSIONS.index(e)] for e in store.table.expression], np.float32)
     y = [(np.asarray(t,np.float32)-r.default)/(r.hi-r.lo) for r,t in zip(rigs,targets)]
     grey,device = to_grey(np.asarray(store.faces)),best_device(); size = p.stages[-1][0]
-    opinion = [] if seen is None else [run_batches(nets[0], grey.numpy(), size, what='opinion').numpy() if opinion is None else opinion] # of the pictures as they are: the HCNN does not learn here
+    opinion = [] if seen is None else [run_batches(nets[0], grey.numpy(), size, what='opinion').numpy() if opinion is None else opinion] # of the pictures as they are: who is asked does not learn here
     y = torch.tensor(np.concatenate([*y, np.asarray(weight, np.float32)[:,None], np.zeros((len(weight),len(EXPRESSIONS))) if said is None else said, *opinion], 1), dtype=torch.float32)
     mirror = mirror_scaled(*rigs); loss = RigLoss(mirror, () if said is None else tuple(fit_reader(r, seed=seed) for r in rigs), tuple(len(r.names) for r in rigs), read, median=median)
     if gated and said is not None:

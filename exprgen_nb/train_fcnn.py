@@ -250,11 +250,11 @@ def train_shipped_fcnn(
 def publish_fcnn(net, P, C, run, hcnn):
     "Weights with both branches in them, card and run"
     short = {g:{k:dict(test_auc=v['test_auc'], kinds=v['kinds']) for k,v in x.items()} for g,x in run['test'][run['chosen']].items()}
-    card = dict(kind='fcnn', build=dict(branches=True, hidden=net.first.out_features, residual=isinstance(net.people, ResFace)), size=64, reads='registered pictures of 64 px, people and characters; branches inside', trained=run['chosen'], hcnn=hcnn.card['sha256'], data=f'triplets of {(P.side=="train").sum()} people ({", ".join(np.unique(P.group))}) and {(C.side=="train").sum()} pictures of {", ".join(DATABASE_CHARACTERS)}', preset=run['preset'], seed=run['seed'], test=short,
+    card = dict(kind='fcnn', build=dict(branches=True, hidden=net.first.out_features, residual=isinstance(net.people, ResFace)), size=64, reads='registered pictures of 64 px, people and characters; branches inside', trained=run['chosen'], hcnn=hcnn.card['sha256'], resface=load_resface().card['sha256'], data=f'triplets of {(P.side=="train").sum()} people ({", ".join(np.unique(P.group))}) and {(C.side=="train").sum()} pictures of {", ".join(DATABASE_CHARACTERS)}', preset=run['preset'], seed=run['seed'], test=short,
         licence='Apache-2.0; learned from photos collected from the web for research (FER2013; votes: FER+, MIT), from synthetic people and from our own characters; no picture of a person is part of it')
     save_model(net, Path(cfg.weights)/'fcnn.safetensors', card); number = lambda S: {s:int((S.side==s).sum()) for s in ('train','validation','test')}
     run = dict(data="people: FER+ by its splits, synthetic people by person; pictures: folds of pose families, intensity .6 and more; the SCNN's branch started from one that saw none of the held-out families; labels of the data sets; equal shares of the three kinds of negatives; clear: the positive is near and the negatives in geometry are far, by limits of the training triplets; ranked: the share of triplets whose positive scores higher than its negative", n=dict(people={str(g):number(P.where(P.group==g)) for g in np.unique(P.group)}, pictures=number(C)), **run, test_uses='once, after the choice on validation')
-    save_run('fcnn', run, ('blocks','fcnn','geometry','hcnn','humans','poses','rig_cnn','scnn','train_fcnn','triplets'), {'fcnn':load_fcnn().card['sha256'], 'hcnn':hcnn.card['sha256']}); return run
+    save_run('fcnn', run, ('blocks','fcnn','geometry','hcnn','humans','poses','rig_cnn','scnn','train_fcnn','triplets'), {'fcnn':load_fcnn().card['sha256'], 'hcnn':hcnn.card['sha256'], 'resface':load_resface().card['sha256']}); return run
 
 # %% ../notebooks/39c_train_fcnn.ipynb #133a5227
 def panel_faces(
