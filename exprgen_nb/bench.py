@@ -88,7 +88,7 @@ def bench_transfer(
     for e in [e for e,x in out.items() if not x]:
         gens[e] = g = ExprGen(engine=e); ms[e] = {}
         if landmarker: g.landmarker = landmarker
-        if size: g.engine = Engine(g.engine.net, 'controls', size, e); g.resface = Engine(g.resface.net, size=size, name=e)
+        if size: g.engine = Engine(g.engine.net, 'controls', size, e); g.perceived = Engine(g.perceived.net, size=size, name=e)
     for e,counts in turns(gens, n):
         a = time.perf_counter(); t = gens[e](photo); b = time.perf_counter(); t.expression; c = time.perf_counter()
         for k,v in {**t.ms, 'to controls':(b-a)*1e3, 'to the name':(c-a)*1e3}.items() if counts else (): ms[e].setdefault(k, []).append(v)

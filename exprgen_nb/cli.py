@@ -28,7 +28,7 @@ def transfer(
     from exprgen_nb.pictures import PictureError
     from exprgen_nb.transfer import ExprGen
     tic = time.perf_counter()
-    try: gen = ExprGen(primary=primary, characters=to if to=='all' else tuple(to.split(','))); gen.landmarker, gen.resface
+    try: gen = ExprGen(primary=primary, characters=to if to=='all' else tuple(to.split(','))); gen.landmarker, gen.perceived
     except (ValueError, OSError, RuntimeError) as e: print(f'exprgen: {e}', file=sys.stderr); return 2
     if verbose: print(f'loading   {(time.perf_counter()-tic)*1e3:7.0f} ms   networks, landmarker, {", ".join(gen.characters)}')
     failed = 0
@@ -96,6 +96,9 @@ def train(net:str, preset:str='fast', seed:int=0)->int:
     elif net=='resface':
         from exprgen_nb.training import train_shipped_resface
         train_shipped_resface(seed)
+    elif net=='perceived':
+        from exprgen_nb.training import train_shipped_perceived
+        train_shipped_perceived(seed)
     elif net=='rig_cnn':
         from exprgen_nb.train_rig import train_shipped_rig_cnn
         train_shipped_rig_cnn(preset=preset, seed=seed)
@@ -126,7 +129,7 @@ def _parser():
     a = sub.add_parser('add', help='make a character of your own rig'); a.add_argument('rig', metavar='RIG.glb'); a.add_argument('--name', help='default: from the file'); a.add_argument('--replace', action='store_true', help='over an own character of that name')
     f = sub.add_parser('faces', help='find, register and measure the faces of databases or folders of photos'); f.add_argument('sources', nargs='+', metavar='SOURCE', help='name under [sources], folder, zip or picture'); f.add_argument('--out', metavar='DIR', help='folder for the stores (default: the cache)')
     f.add_argument('--size', type=int, default=256, metavar='N', help='px'); f.add_argument('--workers', type=int, metavar='N', help='processes (default: one a core)'); f.add_argument('--cluster', metavar='tcp://…', help='a dask scheduler'); f.add_argument('--fallback', choices=('crop',), help='register tight crops without landmarks by their usual place')
-    n = sub.add_parser('train', help='train a network that ships'); n.add_argument('net', choices=('hcnn','resface','scnn','fcnn','rig_cnn','cmlp')); n.add_argument('--preset', default='fast', choices=('fast','paper','tiny')); n.add_argument('--seed', type=int, default=0)
+    n = sub.add_parser('train', help='train a network that ships'); n.add_argument('net', choices=('hcnn','resface','perceived','scnn','fcnn','rig_cnn','cmlp')); n.add_argument('--preset', default='fast', choices=('fast','paper','tiny')); n.add_argument('--seed', type=int, default=0)
     b = sub.add_parser('bench', help='measure speed on this computer'); b.add_argument('--sweeps', action='store_true', help='also draw the whole character database and check every character (minutes)')
     h = sub.add_parser('cache', help='sizes of what is kept on this computer'); h.add_argument('--clear', action='store_true')
     return p

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'hcnn', 'pool_tower', 'ResFace', 'Preset', 'preset', 'VoteLoss', 'class_weights', 'best_device', 'has_bf16',
            'fit_stages', 'on_processes', 'make_learner', 'train_hcnn', 'expression_loaders', 'expression_loss',
-           'find_rate', 'load_hcnn', 'load_resface', 'predict_expression', 'average_weights', 'calibrate']
+           'find_rate', 'load_hcnn', 'load_resface', 'load_perceived', 'predict_expression', 'average_weights',
+           'calibrate']
 
 # %% ../notebooks/32_hcnn.ipynb #66120a56
 import copy, os, tempfile
@@ -273,6 +274,12 @@ def load_resface(
 )->ResFace: # in evaluation mode, with `.card`
     "The trained residual net, which names more photos right"
     return load_model(path or Path(cfg.weights)/'resface.safetensors', ResFace)
+
+def load_perceived(
+    path:str|Path|None=None # None: the weights that come with the package
+)->ResFace: # in evaluation mode, with `.card`
+    "The residual net taught on with what raters see in photos"
+    return load_model(path or Path(cfg.weights)/'perceived.safetensors', ResFace)
 
 def predict_expression(
     net:nn.Module, # an HCNN or a `ResFace`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZE', 'KIND', 'FIVE', 'face_store', 'Faces', 'all_faces', 'rate', 'rate_hcnn', 'hcnn_data', 'fit_hcnn',
            'train_shipped_hcnn', 'publish_hcnn', 'paper_protocol', 'pooling_claim', 'train_shipped_resface',
-           'loader_speed', 'network_speed']
+           'named_faces', 'train_shipped_perceived', 'loader_speed', 'network_speed']
 
 # %% ../notebooks/39_train.ipynb #dfb8d84b
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +15,8 @@ import numpy as np, pandas as pd, torch
 from .blocks import TABLE1, run_batches, save_model, save_run, tower as tower_of
 from .core import EXPRESSIONS, cfg, set_seed
 from .engine import Engine
-from .hcnn import PRESETS as HCNN_PRESETS, ResFace, average_weights, best_device, calibrate, expression_loaders, expression_loss, fit_stages, has_bf16, hcnn, load_hcnn, load_resface, make_learner, pool_tower, predict_expression, train_hcnn
-from .loaders import register_crop, to_grey
+from .hcnn import PRESETS as HCNN_PRESETS, ResFace, average_weights, best_device, calibrate, expression_loaders, expression_loss, fit_stages, has_bf16, hcnn, load_hcnn, load_perceived, load_resface, make_learner, pool_tower, predict_expression, train_hcnn
+from .loaders import register_crop, soft_labels, to_grey
 from .metrics import accuracy, bootstrap_interval, calibration, confusion, macro_recall
 from .pictures import read_picture
 from .preprocess import preprocess
@@ -231,6 +231,37 @@ def train_shipped_resface(
     save_model(net, _weights('resface'), card); r = dict(parameters=sum(w.numel() for w in net.parameters()), arguments=[asdict(p), asdict(q)], seed=seed, hours=round(hours+more,2), history=[*history,*polished], score_factor=factor, test_uses='once', **rated)
     save_run('resface', r, ('blocks','hcnn','loaders','training'), {'resface':load_resface().card['sha256']})
     return r
+
+
+# %% ../notebooks/39_train.ipynb #46ac45ae
+def named_faces(
+    share:float=.7, # of a rater's name in the target; the rest are the votes
+    others:int=5000, # training faces that no rater named, with their votes
+    seed:int=0, # draws the others
+    names:pd.DataFrame|None=None, # picture (FER2013's, such as fer0000004), name; None: data/labels/perceived.csv
+    faces:Faces|None=None # None: FER+
+)->Faces: # they train; validation stays as it is
+    "FER+ faces with what raters saw in them"
+    f = all_faces('ferplus', crops=True) if faces is None else faces; t = f.table.copy(); names = pd.read_csv(cfg.data/'labels'/'perceived.csv') if names is None else names
+    at = pd.Index([Path(p).stem for p in t.path]).get_indexer(names.picture); train = (t.split=='train').to_numpy()
+    if (wrong := (at<0)|~train[at]).any(): raise ValueError(f'{wrong.sum()} of the pictures that raters named are no FER+ training pictures: {list(names.picture[wrong][:3])}')
+    p = soft_labels(t); p[at] = (1-share)*p[at]+share*np.array([[n==e for e in EXPRESSIONS] for n in names.name]); t[[f'p_{e}' for e in EXPRESSIONS]] = p
+    rest = np.random.default_rng(seed).permutation(np.setdiff1d(np.flatnonzero(train), at))[:others]; k = np.r_[at, rest, np.flatnonzero(t.split=='validation')]
+    return Faces(t.iloc[k].reset_index(drop=True), f.faces[k], None if f.spare is None else f.spare[k])
+
+def train_shipped_perceived(
+    seed:int=0
+)->dict: # the run `perceived`
+    "Teach `ResFace` what raters see, calibrate on validation, save weights, card and run"
+    start = load_resface(); p = replace(HCNN_PRESETS['polish'], lr=1.5e-3); size = p.stages[-1][0]; tic = time.time(); faces = named_faces(seed=seed)
+    net,history = train_hcnn(faces, p, Path(cfg.cache)/'training'/f'perceived-{start.card["sha256"][:8]}-{seed}', resume=True, seed=seed, progress=False, net=copy.deepcopy(start).train()); net.card = dict(size=size); hours = (time.time()-tic)/3600
+    f = all_faces('ferplus', crops=True); at = np.flatnonzero(f.table.split=='validation'); factor = calibrate(net, f.faces[at], [EXPRESSIONS.index(e) for e in f.table.expression[at]])
+    rated = {f'{s}_{side}':rate_hcnn(net,s,side) for side in ('validation','test') for s in ('ferplus','press')}; short = {k:{m:v[m] for m in ('n','accuracy','macro_recall','macro_five','ece')} for k,v in rated.items()}
+    card = dict(kind='resface', build={}, size=size, registration=KIND, preprocessing='as the HCNN', classes=list(EXPRESSIONS), data='FER+ training faces: 13,424 with a name by one rater (a vision model, not a person; share .7, votes .3), 5,000 with votes alone', start=start.card['sha256'], arguments=asdict(p), seed=seed, score_factor=factor, licence=_LICENCE, rated=short)
+    save_model(net, _weights('perceived'), card); r = dict(data=card['data'], arguments=asdict(p), seed=seed, hours=round(hours,2), history=history, score_factor=factor, test_uses='once', **rated)
+    save_run('perceived', r, ('blocks','hcnn','loaders','training'), {'perceived':load_perceived().card['sha256'], 'resface':start.card['sha256']})
+    return r
+
 
 # %% ../notebooks/39_train.ipynb #ad66cff7
 class _Timed(Callback):

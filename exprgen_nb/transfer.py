@@ -20,7 +20,7 @@ from .core import EXPRESSIONS, cfg
 from .dials import Dials, geometric_answer, turn_dials
 from .engine import Engine
 from .gltf import write_gltf
-from .hcnn import load_resface
+from .hcnn import load_perceived
 from .landmarks import Face, get_landmarker
 from .pictures import PictureError, read_picture
 from .registration import register
@@ -48,7 +48,7 @@ class Transfer:
     @cached_property
     def probs(self):
         "Expression -> probability, from the scores of the face and of its mirror image by the network that the RigCNN asks; computed when first read"
-        t = time.perf_counter(); x = self.registered[None]; p = softmax(sum(self.system.resface(np.ascontiguousarray(a))[0] for a in (x, x[:,:,::-1]))/2)
+        t = time.perf_counter(); x = self.registered[None]; p = softmax(sum(self.system.perceived(np.ascontiguousarray(a))[0] for a in (x, x[:,:,::-1]))/2)
         self.ms['expression'] = (time.perf_counter()-t)*1e3
         return dict(zip(EXPRESSIONS, map(float, p)))
     @property
@@ -141,11 +141,11 @@ class ExprGen:
     @cached_property
     def landmarker(self): return get_landmarker(self._landmarker_name or cfg.landmarker)
     @cached_property
-    def resface(self): net = load_resface(); return Engine(net, size=net.card['size'], name=self.engine.name)
+    def perceived(self): net = load_perceived(); return Engine(net, size=net.card['size'], name=self.engine.name)
     def weights(self)->dict: # file -> sha256
         "Which weights answer"
         c = self.engine.net.cmlp
-        return {f'rig_cnn__{self.primary}':self.card['sha256'], 'resface':self.resface.net.card['sha256'], **(c.weights if c else {})}
+        return {f'rig_cnn__{self.primary}':self.card['sha256'], 'perceived':self.perceived.net.card['sha256'], **(c.weights if c else {})}
 
     def find(self,
         photo, # anything `read_picture` takes
