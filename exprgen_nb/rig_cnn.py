@@ -6,7 +6,7 @@
 __all__ = ['PLACES', 'GRID', 'CLOSE', 'CLOSE_UPS', 'FIRM', 'EVEN', 'UNKNOWN', 'PRESETS', 'reference', 'pose_features',
            'match_pairs', 'within_class', 'action_matrix', 'from_actions', 'CloseUp', 'RigHead', 'RigCNN', 'rig_cnn',
            'Reader', 'fit_reader', 'RigLoss', 'Heads', 'mirror_scaled', 'train_rig_cnn', 'train_heads',
-           'fit_sharpening', 'level', 'two_ways', 'liveliness', 'load_rig_cnn', 'card_build']
+           'fit_sharpening', 'level', 'refit_controls', 'two_ways', 'liveliness', 'load_rig_cnn', 'card_build']
 
 # %% ../notebooks/36_rig_cnn.ipynb #49f56fca
 from dataclasses import asdict
@@ -112,7 +112,7 @@ class CloseUp(nn.Module):
     ):
         super().__init__(); self.box = box; t,b,l,r = self.cut(size); self.seen = b-t,r-l; n = 12*((b-t+1)//2)*((r-l+1)//2)
         self.layers = nn.Sequential(conv(1,16,3,1), conv(16,32,3,2), conv(32,48,3,1), nn.Conv2d(48,12,1), nn.BatchNorm2d(12), nn.Flatten(), nn.Dropout(.2), nn.Linear(n,CLOSE,bias=False), nn.BatchNorm1d(CLOSE), nn.ReLU())
-    def cut(self, size): return [round(k*size) for k in self.box]
+    def cut(self, size): return [round(k*int(size)) for k in self.box] # int: also where the network is traced
     def forward(self, x):
         t,b,l,r = self.cut(x.shape[-1]); x = x[:,:,t:b,l:r]
         if x.shape[2:]!=self.seen: x = nn.functional.interpolate(x, self.seen, mode='bilinear')
@@ -391,12 +391,29 @@ def level(
     net:RigCNN, # changed in place
     faces:np.ndarray, # (N,S,S,3) or grey (N,S,S) uint8: faces of all kinds, as often seen from either side
     mirror, # from `mirror_scaled`
-    size:int|None=None # side the network reads, px
+    size:int|None=None, # side the network reads, px
+    only:np.ndarray|None=None # (C,) bool: which controls; None: all
 )->float: # mean size of what was taken away, scaled controls
     "Take away what a control says more of on one side than on the other whatever the faces show: half of the mean difference to the mirrored answers to mirrored faces"
-    run = lambda f: run_batches(net, f, size=size).clone(); d = (run(faces)-mirror(run(np.ascontiguousarray(np.asarray(faces)[:,:,::-1])))).mean(0)/2
+    run = lambda f: run_batches(net, f, size=size).clone(); d = (run(faces)-mirror(run(np.ascontiguousarray(np.asarray(faces)[:,:,::-1])))).mean(0)/2; d = d if only is None else d*torch.as_tensor(only)
     with torch.no_grad(): net.head.layers[2].bias -= d
     return float(d.abs().mean())
+
+def refit_controls(
+    net:RigCNN, # with `gated` and `places`; changed in place
+    faces:np.ndarray, # (N,S,S,3) or grey (N,S,S) uint8: faces whose controls are known, none of them trained on
+    true:np.ndarray, # (N,C) scaled controls
+    mirror, # from `mirror_scaled`
+    size:int|None=None # side the network reads, px
+)->tuple: # (C,) gains, (C,) offsets
+    "Give each control the gain and the offset with the least absolute error, over the faces and their mirror images"
+    run = lambda f: run_batches(net, f, size=size).float().numpy().copy(); y = np.concatenate([run(faces), run(np.ascontiguousarray(np.asarray(faces)[:,:,::-1]))]); t = np.concatenate([true, mirror(torch.tensor(np.asarray(true, np.float32))).numpy()])
+    lo,hi = ((v-net.default)/(net.hi-net.lo) for v in (net.lo,net.hi)); G,O = (v.ravel() for v in np.meshgrid(np.linspace(.5,1.25,16), np.linspace(-.06,.06,25)))
+    best = [int(np.abs((y[:,c,None]*G+O).clip(float(lo[c]),float(hi[c]))-t[:,c,None]).mean(0).argmin()) for c in range(y.shape[1])]; g,o = (torch.tensor(v[best], dtype=torch.float32) for v in (G,O)); h = net.head
+    with torch.no_grad():
+        for p in (h.layers[2],h.direct[1]): p.weight *= g[:,None]; p.bias *= g
+        h.poses *= g; h.layers[2].bias += o
+    return g.numpy(), o.numpy()
 
 def two_ways(
     run, # registered faces (N,S,S,3) uint8 -> (N,C) controls: an engine, or a network through `run_batches`
