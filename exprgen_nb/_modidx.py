@@ -1172,6 +1172,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'exprgen_nb.rig_cnn._unsharpened': ('rig_cnn.html#_unsharpened', 'exprgen_nb/rig_cnn.py'),
                                     'exprgen_nb.rig_cnn.action_matrix': ('rig_cnn.html#action_matrix', 'exprgen_nb/rig_cnn.py'),
                                     'exprgen_nb.rig_cnn.card_build': ('rig_cnn.html#card_build', 'exprgen_nb/rig_cnn.py'),
+                                    'exprgen_nb.rig_cnn.conjugate': ('rig_cnn.html#conjugate', 'exprgen_nb/rig_cnn.py'),
                                     'exprgen_nb.rig_cnn.fit_reader': ('rig_cnn.html#fit_reader', 'exprgen_nb/rig_cnn.py'),
                                     'exprgen_nb.rig_cnn.fit_sharpening': ('rig_cnn.html#fit_sharpening', 'exprgen_nb/rig_cnn.py'),
                                     'exprgen_nb.rig_cnn.from_actions': ('rig_cnn.html#from_actions', 'exprgen_nb/rig_cnn.py'),

@@ -6,7 +6,8 @@
 __all__ = ['PLACES', 'GRID', 'CLOSE', 'CLOSE_UPS', 'FIRM', 'EVEN', 'UNKNOWN', 'PRESETS', 'reference', 'pose_features',
            'match_pairs', 'within_class', 'action_matrix', 'from_actions', 'CloseUp', 'RigHead', 'RigCNN', 'rig_cnn',
            'Reader', 'fit_reader', 'RigLoss', 'Heads', 'mirror_scaled', 'train_rig_cnn', 'train_heads',
-           'fit_sharpening', 'level', 'refit_controls', 'two_ways', 'liveliness', 'load_rig_cnn', 'card_build']
+           'fit_sharpening', 'level', 'conjugate', 'refit_controls', 'two_ways', 'liveliness', 'load_rig_cnn',
+           'card_build']
 
 # %% ../notebooks/36_rig_cnn.ipynb #49f56fca
 from dataclasses import asdict
@@ -398,6 +399,19 @@ def level(
     run = lambda f: run_batches(net, f, size=size).clone(); d = (run(faces)-mirror(run(np.ascontiguousarray(np.asarray(faces)[:,:,::-1])))).mean(0)/2; d = d if only is None else d*torch.as_tensor(only)
     with torch.no_grad(): net.head.layers[2].bias -= d
     return float(d.abs().mean())
+
+def conjugate(
+    net:RigCNN, # with `gated` and `places`; changed in place
+    true:np.ndarray, # (N,C) scaled controls of people who turn their eyes
+    only:np.ndarray # (C,) bool: the controls that turn the eyes
+)->list: # pairs of columns
+    "Both eyes look the same way: controls that always agree in people get the mean of both answers"
+    at = np.flatnonzero(only); pairs = [(i,j) for k,i in enumerate(at) for j in at[k+1:] if np.abs(true[:,i]-true[:,j]).max()<1e-3 and true[:,i].std()>1e-3]; h = net.head
+    with torch.no_grad():
+        for i,j in pairs:
+            for v in (h.layers[2].weight,h.layers[2].bias,h.direct[1].weight,h.direct[1].bias): v[[i,j]] = (v[i]+v[j])/2
+            h.poses[:,[i,j]] = h.poses[:,[i,j]].mean(1, keepdim=True)
+    return pairs
 
 def refit_controls(
     net:RigCNN, # with `gated` and `places`; changed in place

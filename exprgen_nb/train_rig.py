@@ -27,7 +27,7 @@ from .loaders import soft_labels, to_grey
 from .poses import ced, key_poses, sample_poses
 from .preprocess import FaceStore
 from .registration import register
-from .rig_cnn import PRESETS as RIG_PRESETS, UNKNOWN, card_build, fit_sharpening, from_actions, level, liveliness, load_rig_cnn, match_pairs, mirror_scaled, pose_features, refit_controls, rig_cnn, train_heads, train_rig_cnn, two_ways, within_class
+from .rig_cnn import PRESETS as RIG_PRESETS, UNKNOWN, card_build, conjugate, fit_sharpening, from_actions, level, liveliness, load_rig_cnn, match_pairs, mirror_scaled, pose_features, refit_controls, rig_cnn, train_heads, train_rig_cnn, two_ways, within_class
 from .scnn import character_face, load_scnn, scores_of
 from .training import KIND, Faces, face_store, named_faces
 
@@ -134,8 +134,9 @@ def level_on(net, rig, n=1500):
     level(net, people, mirror, size, gaze_of(rig)); return done
 
 def refit_on(net, rig):
-    "`refit_controls` on portraits of people who validate, as a landmarker sees them"
-    P = portraits(101, 800, 120, 0); return refit_controls(net, P.faces, (from_actions(rig, P.w)-rig.default)/(rig.hi-rig.lo), mirror_scaled(rig), RIG_PRESETS['fast'].stages[-1][0])
+    "`conjugate` and `refit_controls` on portraits of people who validate, as a landmarker sees them"
+    P = portraits(101, 800, 120, 0); true = (from_actions(rig, P.w)-rig.default)/(rig.hi-rig.lo); conjugate(net, true, gaze_of(rig))
+    return refit_controls(net, P.faces, true, mirror_scaled(rig), RIG_PRESETS['fast'].stages[-1][0])
 
 def halves(store): # rows
     "FER+ validation in two halves: one levels and sharpens, the other measures"
