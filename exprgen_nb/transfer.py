@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from fastcore.basics import patch
 from scipy.special import softmax
+from .baseline import FacialWeights, add_details, takes_details
 from .characters import CHARACTERS, character, own_characters
 from .cmlp import Chain, load_cmlps, secondaries
 from .core import EXPRESSIONS, cfg
@@ -126,7 +127,8 @@ class ExprGen:
         characters:str|tuple='all', # which characters get controls: 'all' that can be driven, or names
         preset:str='fast', # which training of the weights; the package ships 'fast'
         landmarker:str|None=None, # 'auto', 'face-alignment' or 'mediapipe'; None: the one in settings.ini
-        engine:str|None=None # 'auto', 'openvino' or 'torch'; None: the one in settings.ini
+        engine:str|None=None, # 'auto', 'openvino' or 'torch'; None: the one in settings.ini
+        details:bool=True # a primary with MediaPipe's names (`ama`) takes gaze, lids and lips from MediaPipe's weights, too (`38_baseline`); False: the network alone
     ):
         if preset!='fast': raise ValueError(f"weights of preset {preset!r} are not installed; installed: ['fast']")
         self.primary = primary or cfg.primary
@@ -135,11 +137,13 @@ class ExprGen:
         names = can if characters=='all' else (characters,) if isinstance(characters, str) else tuple(characters)
         for n in names:
             if n not in can: raise ValueError(f'{n!r} cannot be driven from {self.primary!r}; installed: {list(can)}')
-        self.characters, self._landmarker_name = names, landmarker
+        self.characters, self._landmarker_name = names, landmarker; self.details = details and self.primary in names and takes_details(self.rig)
         cmlp = load_cmlps(self.rig, [character(n) for n in names if n!=self.primary])
         self.card = net.card; self.engine = Engine(Chain(net, self.primary, cmlp), 'controls', net.card['size'], engine or cfg.engine)
     @cached_property
     def landmarker(self): return get_landmarker(self._landmarker_name or cfg.landmarker)
+    @cached_property
+    def facial(self): return FacialWeights()
     @cached_property
     def perceived(self): net = load_perceived(); return Engine(net, size=net.card['size'], name=self.engine.name)
     def weights(self)->dict: # file -> sha256
@@ -178,5 +182,13 @@ class ExprGen:
             for i,t in enumerate(flat):
                 t.ms['controls'] = (time.perf_counter()-tic)*1e3/len(flat)
                 t.controls = {n:dict(zip(self.engine.net.names[n], map(float, w[n][i]))) for n in self.characters}
+                if self.details: self._detail(t)
         out = [ts if faces=='all' else ts[0] for ts in found]
         return out if many else out[0]
+
+    def _detail(self, t):
+        "Put what MediaPipe sees of this face into the primary's answer"
+        tic = time.perf_counter(); seen = self.facial(t.photo, t.face)
+        if seen: t.controls[self.primary] = dict(zip(self.rig.names, map(float, add_details(self.rig, t.vector(self.primary), seen, t.probs['neutral']))))
+        t.ms['details'] = (time.perf_counter()-tic)*1e3
+
