@@ -143,12 +143,12 @@ def fit_rig_cnns(
     progress:bool=True
 )->tuple: # RigCNNs before sharpening, history
     "Train the RigCNNs of several primaries on one tower; goes on after a kill"
-    rigs = [character(n) for n in primaries]; folder = Path(cfg.cache)/'training'/f'rig_cnn-{"-".join(primaries)}-{preset}-{seed}-{code_hash(("rig_cnn",))[:6]}'
+    rigs = [character(n) for n in primaries]; asked = load_perceived(); folder = Path(cfg.cache)/'training'/f'rig_cnn-{"-".join(primaries)}-{preset}-{seed}-{code_hash(("baseline","rig_cnn","train_rig"))[:6]}-{asked.card["sha256"][:6]}'
     if preset=='paper': # photos only, one network after the other
         start = load_hcnn(); store = face_store('ferplus', RIG_PRESETS[preset].stages[-1][0]); match = lambda r: retrieved_pairs(store, r, load_fcnn(), start, load_scnn())[0]
         made = [train_rig_cnn(store, match(r), r, start, preset, folder/r.name, True, seed, progress, np.ones(len(store), np.float32), both=0.) for r in rigs]
         return [n for n,_ in made],[h for _,h in made]
-    start,asked,seen = load_resface(),load_perceived(),seen_in_training(); faces,targets,weight,said = rig_data(rigs, asked, seed=seed); opinion = run_batches(rig_cnn(rigs[0], start, True, asks=asked, seen=seen), faces.faces, RIG_PRESETS[preset].stages[-1][0], what='opinion').numpy()
+    start,seen = load_resface(),seen_in_training(); faces,targets,weight,said = rig_data(rigs, asked, seed=seed); opinion = run_batches(rig_cnn(rigs[0], start, True, asks=asked, seen=seen), faces.faces, RIG_PRESETS[preset].stages[-1][0], what='opinion').numpy()
     nets,history = train_rig_cnn(faces, targets, rigs, start, preset, folder, True, seed, progress, weight, said, gated=True, places=True, median=True, asks=asked, seen=seen, opinion=opinion)
     train_heads(nets, faces, targets, rigs, weight, said, seed=seed, opinion=opinion)
     for r,n in zip(rigs, nets): level_on(n, r); refit_on(n, r)
