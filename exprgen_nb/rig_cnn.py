@@ -392,11 +392,10 @@ def level(
     net:RigCNN, # changed in place
     faces:np.ndarray, # (N,S,S,3) or grey (N,S,S) uint8: faces of all kinds, as often seen from either side
     mirror, # from `mirror_scaled`
-    size:int|None=None, # side the network reads, px
-    only:np.ndarray|None=None # (C,) bool: which controls; None: all
+    size:int|None=None # side the network reads, px
 )->float: # mean size of what was taken away, scaled controls
     "Take away what a control says more of on one side than on the other whatever the faces show: half of the mean difference to the mirrored answers to mirrored faces"
-    run = lambda f: run_batches(net, f, size=size).clone(); d = (run(faces)-mirror(run(np.ascontiguousarray(np.asarray(faces)[:,:,::-1])))).mean(0)/2; d = d if only is None else d*torch.as_tensor(only)
+    run = lambda f: run_batches(net, f, size=size).clone(); d = (run(faces)-mirror(run(np.ascontiguousarray(np.asarray(faces)[:,:,::-1])))).mean(0)/2
     with torch.no_grad(): net.head.layers[2].bias -= d
     return float(d.abs().mean())
 

@@ -29,7 +29,7 @@ from .pictures import read_picture
 from .preprocess import FaceStore
 from .registration import register
 from .sources import read_bytes
-from .rig_cnn import PRESETS as RIG_PRESETS, UNKNOWN, action_matrix, card_build, conjugate, fit_sharpening, from_actions, level, liveliness, load_rig_cnn, match_pairs, mirror_scaled, pose_features, refit_controls, rig_cnn, train_heads, train_rig_cnn, two_ways, within_class
+from .rig_cnn import PRESETS as RIG_PRESETS, UNKNOWN, card_build, conjugate, fit_sharpening, from_actions, level, liveliness, load_rig_cnn, match_pairs, mirror_scaled, pose_features, refit_controls, rig_cnn, train_heads, train_rig_cnn, two_ways, within_class
 from .scnn import character_face, load_scnn, scores_of
 from .training import KIND, Faces, face_store, named_faces, with_names
 

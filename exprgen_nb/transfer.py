@@ -178,9 +178,9 @@ class ExprGen:
         found = [self.find(p, faces) for p in (photo if many else [photo])]
         flat = [t for ts in found for t in ts]
         if flat:
-            tic = time.perf_counter(); w = self.engine.net.split(self.engine(np.stack([t.registered for t in flat])))
+            tic = time.perf_counter(); w = self.engine.net.split(self.engine(np.stack([t.registered for t in flat]))); each = (time.perf_counter()-tic)*1e3/len(flat)
             for i,t in enumerate(flat):
-                t.ms['controls'] = (time.perf_counter()-tic)*1e3/len(flat)
+                t.ms['controls'] = each
                 t.controls = {n:dict(zip(self.engine.net.names[n], map(float, w[n][i]))) for n in self.characters}
                 if self.details: self._detail(t)
         out = [ts if faces=='all' else ts[0] for ts in found]
