@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import json, os, time
 import numpy as np, pandas as pd, torch
-from .baseline import FacialWeights, detail_shares, gaze_of, one_gaze
+from .baseline import FacialWeights
+from .details import detail_shares, gaze_of, one_gaze
 from .blocks import code_hash, load_run, run_batches, save_model, save_run
 from .characters import CHARACTERS, character
 from .cmlp import PRESETS as CMLP_PRESETS, doubtful, family_folds, match_characters, pair_quality, rate_cmlp, train_cmlps
@@ -98,7 +99,7 @@ def with_details(
     seen:np.ndarray, # (N,52) facial actions in them, from `photo_actions`
     neutral:np.ndarray # (N,) bool: labelled neutral
 )->np.ndarray: # (N,C)
-    "Move matched targets towards what MediaPipe sees, as far as `detail_shares` of 38 says: gaze of every rig, other controls where they have MediaPipe's names"
+    "Move matched targets towards what MediaPipe sees, as far as `detail_shares` says: gaze of every rig, other controls where they have MediaPipe's names"
     none = np.isnan(seen).any(1)[:,None]; one = one_gaze(dict(zip(ACTIONS, np.nan_to_num(seen).T))); w = np.where(none, w, w+detail_shares(rig, neutral)*(from_actions(rig, np.stack([one[n] for n in ACTIONS], 1))-w))
     return np.where(gaze_of(rig)&none, rig.default+UNKNOWN*(rig.hi-rig.lo), w).astype(np.float32)
 
@@ -143,7 +144,7 @@ def fit_rig_cnns(
     progress:bool=True
 )->tuple: # RigCNNs before sharpening, history
     "Train the RigCNNs of several primaries on one tower; goes on after a kill"
-    rigs = [character(n) for n in primaries]; asked = load_perceived(); folder = Path(cfg.cache)/'training'/f'rig_cnn-{"-".join(primaries)}-{preset}-{seed}-{code_hash(("baseline","rig_cnn","train_rig"))[:6]}-{asked.card["sha256"][:6]}'
+    rigs = [character(n) for n in primaries]; asked = load_perceived(); folder = Path(cfg.cache)/'training'/f'rig_cnn-{"-".join(primaries)}-{preset}-{seed}-{code_hash(("baseline","details","rig_cnn","train_rig"))[:6]}-{asked.card["sha256"][:6]}'
     if preset=='paper': # photos only, one network after the other
         start = load_hcnn(); store = face_store('ferplus', RIG_PRESETS[preset].stages[-1][0]); match = lambda r: retrieved_pairs(store, r, load_fcnn(), start, load_scnn())[0]
         made = [train_rig_cnn(store, match(r), r, start, preset, folder/r.name, True, seed, progress, np.ones(len(store), np.float32), both=0.) for r in rigs]
@@ -291,7 +292,7 @@ def some_of(label, at, n=60, seed=0): # rows
 
 # %% ../notebooks/39b_train_rig.ipynb #acf1ef2f
 _LICENCE = 'Weights: Apache-2.0. Trained on photos collected from the web for research (FER2013; votes: FER+, MIT) and on synthetic people; no picture of a person is part of them.'
-MODULES = ('blocks','fcnn','hcnn','humans','loaders','poses','preprocess','registration','rig_cnn','train_rig','training')
+MODULES = ('baseline','blocks','details','fcnn','hcnn','humans','loaders','poses','preprocess','registration','rig_cnn','train_rig','training')
 
 def rate_rig_cnn(net, store, target, size, at, n=50, seed=0):
     "Error over the faces `at`, and liveliness over `n` of them a class (all where there are fewer)"

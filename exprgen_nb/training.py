@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZE', 'KIND', 'FIVE', 'face_store', 'Faces', 'all_faces', 'rate', 'rate_hcnn', 'hcnn_data', 'fit_hcnn',
            'train_shipped_hcnn', 'publish_hcnn', 'paper_protocol', 'pooling_claim', 'train_shipped_resface',
-           'with_names', 'named_faces', 'train_shipped_perceived', 'loader_speed', 'network_speed']
+           'with_names', 'named_faces', 'fit_perceived', 'train_shipped_perceived', 'loader_speed', 'network_speed']
 
 # %% ../notebooks/39_train.ipynb #dfb8d84b
 from dataclasses import asdict, dataclass, replace
@@ -235,20 +235,20 @@ def train_shipped_resface(
 
 # %% ../notebooks/39_train.ipynb #46ac45ae
 def with_names(
-    table:pd.DataFrame, # of FER+
-    names:pd.DataFrame|None=None, # picture (FER2013's, such as fer0000004), name; a row for every rater; None: data/labels/perceived.csv
+    table:pd.DataFrame, # of FER+, whole or in part
+    names:pd.DataFrame|None=None, # picture (FER2013's, such as fer0000004), name; a row for every rater; pictures that the table lacks are passed over; None: data/labels/perceived.csv
     share:float=.7 # of the raters' names in the target; the rest are the votes
 )->tuple: # the table with other vote shares and labels, the rows that were named
     "FER+'s table with what raters saw in training photos"
     t = table.copy(); names = pd.read_csv(cfg.data/'labels'/'perceived.csv') if names is None else names; said = pd.crosstab(names.picture, names.name, normalize='index').reindex(columns=list(EXPRESSIONS), fill_value=0.)
-    at = pd.Index([Path(p).stem for p in t.path]).get_indexer(said.index); train = (t.split=='train').to_numpy()
-    if (wrong := (at<0)|~train[at]).any(): raise ValueError(f'{wrong.sum()} of the pictures that raters named are no FER+ training pictures: {list(said.index[wrong][:3])}')
+    at = pd.Index([Path(p).stem for p in t.path]).get_indexer(said.index); said,at = said[at>=0],at[at>=0]; train = (t.split=='train').to_numpy()
+    if (wrong := ~train[at]).any(): raise ValueError(f'{wrong.sum()} of the pictures that raters named are no FER+ training pictures: {list(said.index[wrong][:3])}')
     p = soft_labels(t); p[at] = (1-share)*p[at]+share*said.to_numpy(); t[[f'p_{e}' for e in EXPRESSIONS]] = p; label = t.expression.to_numpy(object).copy(); label[at] = np.array(EXPRESSIONS)[p[at].argmax(1)]
     return t.assign(expression=label), at
 
 def named_faces(
     share:float=.7, # see `with_names`
-    others:int=5000, # training faces that no rater named, with their votes
+    others:int|None=None, # training faces that no rater named, with their votes; None: all of them
     seed:int=0, # draws the others
     names:pd.DataFrame|None=None, # see `with_names`
     faces:Faces|None=None # None: FER+
@@ -258,17 +258,25 @@ def named_faces(
     rest = np.random.default_rng(seed).permutation(np.setdiff1d(np.flatnonzero(train), at))[:others]; k = np.r_[at, rest, np.flatnonzero(t.split=='validation')]
     return Faces(t.iloc[k].reset_index(drop=True), f.faces[k], None if f.spare is None else f.spare[k])
 
-def train_shipped_perceived(
+def fit_perceived(
     seed:int=0
-)->dict: # the run `perceived`
-    "Teach `ResFace` what raters see, calibrate on validation, save weights, card and run"
-    start = load_resface(); p = replace(HCNN_PRESETS['polish'], stages=((64,7),)); size = p.stages[-1][0]; file = cfg.data/'labels'/'perceived.csv'; names = pd.read_csv(file); faces = named_faces(seed=seed, names=names)
+)->tuple: # network, Preset, history, hours
+    "Teach `ResFace` what raters see; a killed training goes on where it was, a finished one is read back"
+    start = load_resface(); p = replace(HCNN_PRESETS['polish'], stages=((64,7),)); file = cfg.data/'labels'/'perceived.csv'
     folder = Path(cfg.cache)/'training'/f'perceived-{hashlib.sha256(file.read_bytes()+start.card["sha256"].encode()).hexdigest()[:8]}-{seed}'; clock = folder/'hours.json'
-    net,history = train_hcnn(faces, p, folder, resume=True, seed=seed, progress=False, net=copy.deepcopy(start).train(), cbs=(_Clock(clock),)); net.card = dict(size=size)
+    net,history = train_hcnn(named_faces(seed=seed), p, folder, resume=True, seed=seed, progress=False, net=copy.deepcopy(start).train(), cbs=(_Clock(clock),))
+    return net, p, history, json.loads(clock.read_text())
+
+def train_shipped_perceived(
+    seed:int=0,
+    n_seeds:int=2 # trainings; their mean ships
+)->dict: # the run `perceived`
+    "Train with several seeds, average, calibrate on validation, save weights, card and run"
+    start = load_resface(); made = [fit_perceived(seed+k) for k in range(n_seeds)]; p = made[0][1]; size = p.stages[-1][0]; names = pd.read_csv(cfg.data/'labels'/'perceived.csv'); net = average_weights([m[0] for m in made]); net.card = dict(size=size)
     f = all_faces('ferplus', crops=True); at = np.flatnonzero(f.table.split=='validation'); factor = calibrate(net, f.faces[at], [EXPRESSIONS.index(e) for e in f.table.expression[at]])
     rated = {f'{s}_{side}':rate_hcnn(net,s,side) for side in ('validation','test') for s in ('ferplus','press')}; short = {k:{m:v[m] for m in ('n','accuracy','macro_recall','macro_five','ece')} for k,v in rated.items()}
-    card = dict(kind='resface', build={}, size=size, registration=KIND, preprocessing='as the HCNN', classes=list(EXPRESSIONS), data=f'FER+ training faces: {names.picture.nunique():,} named by one to three raters (vision models, not people; {len(names):,} names, share .7, votes .3), 5,000 with votes alone', start=start.card['sha256'], arguments=asdict(p), seed=seed, score_factor=factor, licence=_LICENCE, rated=short)
-    save_model(net, _weights('perceived'), card); r = dict(data=card['data'], arguments=asdict(p), seed=seed, hours=round(json.loads(clock.read_text()),2), history=history, score_factor=factor, test_uses='twice: for the net of the first 13,424 names, and now', **rated)
+    card = dict(kind='resface', build={}, size=size, registration=KIND, preprocessing='as the HCNN', classes=list(EXPRESSIONS), data=f'FER+ training faces: {names.picture.nunique():,} named by one to three raters (vision models, not people; {len(names):,} names, share .7, votes .3), the others with votes alone', start=start.card['sha256'], arguments=asdict(p), seeds=[seed+k for k in range(n_seeds)], score_factor=factor, licence=_LICENCE, rated=short)
+    save_model(net, _weights('perceived'), card); r = dict(data=card['data'], arguments=asdict(p), seeds=card['seeds'], hours=[round(m[3],2) for m in made], history=[m[2] for m in made], score_factor=factor, test_uses='three times: for the nets of the first 13,424 and 21,398 names, and now', **rated)
     save_run('perceived', r, ('blocks','hcnn','loaders','training'), {'perceived':load_perceived().card['sha256'], 'resface':start.card['sha256']})
     return r
 

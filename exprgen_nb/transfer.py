@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from fastcore.basics import patch
 from scipy.special import softmax
-from .baseline import FacialWeights, add_details, takes_details
+from .baseline import FacialWeights
+from .details import add_details, takes_details
 from .characters import CHARACTERS, character, own_characters
 from .cmlp import Chain, load_cmlps, secondaries
 from .core import EXPRESSIONS, cfg
@@ -128,7 +129,7 @@ class ExprGen:
         preset:str='fast', # which training of the weights; the package ships 'fast'
         landmarker:str|None=None, # 'auto', 'face-alignment' or 'mediapipe'; None: the one in settings.ini
         engine:str|None=None, # 'auto', 'openvino' or 'torch'; None: the one in settings.ini
-        details:bool=True # a primary with MediaPipe's names (`ama`) takes gaze, lids and lips from MediaPipe's weights, too (`38_baseline`); False: the network alone
+        details:bool=True # a primary with MediaPipe's names (`ama`) takes gaze, lids and lips from MediaPipe's weights, too (`38a_details`); False: the network alone
     ):
         if preset!='fast': raise ValueError(f"weights of preset {preset!r} are not installed; installed: ['fast']")
         self.primary = primary or cfg.primary
